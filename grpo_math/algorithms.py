@@ -1,0 +1,90 @@
+"""Named algorithms: each preset fills in an advantage, a loss and sampling rules; a config overrides any part.
+
+A preset is plain data in the shape of the config file, so `algorithm: dapo` and writing its lines out by hand are the
+same run. Left out: the equations, which are in advantages.py, losses.py, kl.py and correction.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    # group-normalised advantage, each completion weighs the same
+    "grpo": {"advantage": "group_norm", "loss": {"name": "grpo"}},
+    # GRPO whose loss is one mean over the tokens (the form most trainers default to)
+    "bnpo": {"advantage": "group_norm", "loss": {"name": "bnpo"}},
+    # clip-higher, token mean, dynamic sampling, soft overlong penalty
+    "dapo": {
+        "advantage": "group_norm",
+        "loss": {"name": "dapo"},
+        "dynamic_sampling": {"enabled": True},
+        "overlong": {"penalty_buffer": 0.2},
+    },
+    # no division by std, none by the completion's own length
+    "dr_grpo": {"advantage": "group_center", "loss": {"name": "dr_grpo"}},
+    # ratio of sequences, so the clip range is that of a geometric mean
+    "gspo": {"advantage": "group_norm", "loss": {"name": "gspo"}},
+    # the clipped ratio is a constant weight on the log-likelihood
+    "cispo": {"advantage": "group_norm", "loss": {"name": "cispo"}},
+    # a smooth gate in place of the clip
+    "sapo": {"advantage": "group_norm", "loss": {"name": "sapo"}},
+    # the baseline is the mean of the siblings
+    "rloo": {"advantage": "leave_one_out", "loss": {"name": "reinforce"}},
+    # the group's mean as the baseline
+    "reinforce": {"advantage": "group_center", "loss": {"name": "reinforce"}},
+    # normalised over the whole step; the second form takes the group's mean off first
+    "reinforce_pp": {
+        "advantage": "reinforce_pp",
+        "loss": {"name": "bnpo"},
+        "kl": {"coefficient": 0.01, "where": "reward", "estimator": "k1"},
+    },
+    "reinforce_pp_baseline": {
+        "advantage": "reinforce_pp_baseline",
+        "loss": {"name": "bnpo"},
+        "kl": {"coefficient": 0.01, "where": "loss", "estimator": "k2", "unbiased": False},
+    },
+    # maximum-likelihood RL: (r - mean) / mean
+    "maxrl": {"advantage": "maxrl", "loss": {"name": "bnpo"}},
+    # no clip; the advantage is scaled up by how few completions have a reward (verl's reading of the paper's alpha)
+    "gpg": {"advantage": "gpg", "loss": {"name": "reinforce", "reduction": "token_mean"}},
+    # The best completion of a group gets the margin over the second best, the others nothing
+    "pass_at_k": {"advantage": "pass_at_k", "loss": {"name": "grpo"}},
+}
+
+PAPERS: dict[str, str] = {
+    "grpo": "Shao et al. 2024, arXiv:2402.03300",
+    "bnpo": "the token-mean form that most trainers default to",
+    "dapo": "Yu et al. 2025, arXiv:2503.14476",
+    "dr_grpo": "Liu et al. 2025, arXiv:2503.20783",
+    "gspo": "Zheng et al. 2025, arXiv:2507.18071",
+    "cispo": "MiniMax 2025, arXiv:2506.13585",
+    "sapo": "Gao et al. 2025, arXiv:2511.20347",
+    "rloo": "Ahmadian et al. 2024, arXiv:2402.14740",
+    "reinforce": "Williams 1992",
+    "reinforce_pp": "Hu et al. 2025, arXiv:2501.03262",
+    "reinforce_pp_baseline": "Hu et al. 2025, arXiv:2501.03262",
+    "maxrl": "arXiv:2602.02710",
+    "gpg": "Chu et al. 2025, arXiv:2504.02546",
+    "pass_at_k": "arXiv:2503.19595",
+}
+
+# losses.LOSSES once more, (ratio, surrogate, reduction), for those who must not import torch; a test holds them equal
+LOSS_PARTS: dict[str, tuple[str, str, str]] = {
+    "grpo": ("token", "clip", "sequence_mean"),
+    "bnpo": ("token", "clip", "token_mean"),
+    "dapo": ("token", "clip", "token_mean"),
+    "dr_grpo": ("token", "clip", "constant_length"),
+    "gspo": ("sequence", "clip", "sequence_mean"),
+    "cispo": ("token", "cispo", "token_mean"),
+    "sapo": ("token", "sapo", "sequence_mean"),
+    "reinforce": ("token", "reinforce", "sequence_sum"),
+}
+
+
+def table() -> list[tuple[str, ...]]:
+    """(algorithm, advantage, ratio, surrogate, reduction, paper) of each preset."""
+    rows = []
+    for name, preset in ALGORITHMS.items():
+        parts = zip(("ratio", "surrogate", "reduction"), LOSS_PARTS[preset["loss"]["name"]], strict=True)
+        rows.append((name, preset["advantage"], *(preset["loss"].get(key, part) for key, part in parts), PAPERS[name]))
+    return rows

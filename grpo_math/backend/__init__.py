@@ -1,0 +1,1 @@
+"""What trains. base.py has the protocol; each other file is one implementation."""

@@ -1,0 +1,33 @@
+"""The protocol between the loop and whatever holds the weights and the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from grpo_math.batch import Batch
+
+Metrics = dict[str, float]
+# (logprobs (B, T), entropy (B, T) or None, batch) -> (loss: the sum to minimise, {name: per-token values (B, T)})
+LossFn = Callable[[Tensor, Tensor | None, Batch], tuple[Tensor, dict[str, Tensor]]]
+
+
+class TrainBackend(Protocol):
+    def logprobs(self, batch: Batch) -> Tensor:
+        """(B, T) at the sampling temperature, 0 outside batch.loss_mask; no gradient."""
+
+    def step(self, batch: Batch, loss: LossFn, with_entropy: bool = False) -> Metrics:
+        """One optimizer update on the whole batch: splits it, accumulates, clips, updates. The loss's per-token values
+        come back as means over the batch's trained tokens."""
+
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Full tensors under Hugging Face names, tied ones under each of their names."""
+
+    def save(self, path: Path) -> None:
+        """The model and tokenizer in Hugging Face format, and beside them what is needed to go on training."""
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote."""

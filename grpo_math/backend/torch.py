@@ -1,0 +1,155 @@
+"""Plain torch on one device: AdamW, schedule, clipping, micro-batches by token budget, float32 or bf16 autocast.
+
+Left out: several ranks and sharding, which are deepspeed.py's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from grpo_math.backend.base import LossFn, Metrics
+from grpo_math.batch import Batch
+from grpo_math.policy import Policy
+from grpo_math.types import UserError
+
+if TYPE_CHECKING:
+    from grpo_math import config
+
+DTYPES: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
+STATE_FILE = "optimizer.pt"
+GIVE_UP_AFTER = 3  # updates in a row whose gradient is not finite
+
+
+class TorchBackend:
+    """updates: how many the whole run has, which the learning-rate schedule needs. temperature: the sampler's."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        backend: config.Backend,
+        optimizer: config.Optimizer,
+        updates: int,
+        micro_batch_tokens: int,
+        temperature: float,
+    ) -> None:
+        self.policy, self.temperature = policy, temperature
+        self.micro_batch_tokens, self.chunk = micro_batch_tokens, backend.logprob_chunk
+        self.autocast = DTYPES[backend.dtype]
+        self.max_grad_norm = optimizer.max_grad_norm
+        self.bad_updates = 0
+        model = policy.model
+        if backend.gradient_checkpointing:
+            # transformers recomputes only in training mode; that changes nothing else, dropout having been set to 0
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.train()
+        self.optimizer = torch.optim.AdamW(
+            decay_groups(model, optimizer.weight_decay),
+            lr=optimizer.learning_rate,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            fused=True,
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule(optimizer, updates))
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        return self.policy.score(batch, self.temperature, self.chunk, self.micro_batch_tokens, self.autocast)
+
+    def step(self, batch: Batch, loss: LossFn, with_entropy: bool = False) -> Metrics:
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = defaultdict(float)
+        trained = float(batch.loss_mask.sum())
+        for rows in batch.micro_batches(self.micro_batch_tokens):
+            part = batch.rows(rows).to(self.policy.device)
+            if not bool(part.loss_mask.any()):
+                continue
+            logprobs, entropy = self.policy.logprobs(part, self.temperature, self.chunk, self.autocast, with_entropy)
+            value, per_token = loss(logprobs, entropy, part)
+            value.backward()
+            sums["loss/total"] += float(value.detach())
+            for name, values in per_token.items():
+                sums[name] += float(values[part.loss_mask].sum()) / trained
+        learning_rate = self.schedule.get_last_lr()[0]
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.max_grad_norm))
+        finite = self._update_if_finite(norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        return dict(sums) | {
+            "optim/grad_norm": norm,
+            "optim/lr": float(learning_rate),
+            "optim/skipped": float(not finite),
+        }
+
+    def _update_if_finite(self, norm: float) -> bool:
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.bad_updates = 0
+        else:
+            self.bad_updates += 1
+            if self.bad_updates == GIVE_UP_AFTER:
+                raise RuntimeError(
+                    f"the gradient was not finite in {GIVE_UP_AFTER} updates in a row; the last checkpoint is sound. "
+                    "Lower optimizer.learning_rate, or set backend.dtype=float32"
+                )
+        self.schedule.step()
+        return math.isfinite(norm)
+
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        # remove_duplicate=False: a tied head must reach an engine that keeps a copy of its own
+        for name, parameter in self.policy.model.named_parameters(remove_duplicate=False):
+            yield name, parameter.detach()
+
+    def save(self, path: Path) -> None:
+        save_policy(self.policy, path)
+        state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        torch.save(state, path / STATE_FILE)
+
+    def load(self, path: Path) -> None:
+        from safetensors.torch import load_file
+
+        tensors: dict[str, Tensor] = {}
+        for file in sorted(path.glob("*.safetensors")):
+            tensors |= load_file(file)
+        result = self.policy.model.load_state_dict(tensors, strict=False)
+        tied = set(self.policy.model.all_tied_weights_keys)
+        if result.unexpected_keys or set(result.missing_keys) - tied:
+            raise UserError(
+                f"{path}: the checkpoint is of another model (missing {result.missing_keys[:3]}, unexpected "
+                f"{result.unexpected_keys[:3]}); check model.path, or start over with --fresh"
+            )
+        state = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+def save_policy(policy: Policy, path: Path) -> None:
+    """An ordinary Hugging Face folder."""
+    policy.model.save_pretrained(path)
+    policy.tokenizer.save_pretrained(path)
+
+
+def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Weight decay for matrices; none for biases and norms, as usual."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def schedule(optimizer: config.Optimizer, updates: int) -> Callable[[int], float]:
+    """Factor of the learning rate at an update: a linear warm-up, then constant, linear or cosine down to a share."""
+
+    def factor(update: int) -> float:
+        if update < optimizer.warmup_steps:
+            return (update + 1) / (optimizer.warmup_steps + 1)
+        done = min(1.0, (update - optimizer.warmup_steps) / max(1, updates - optimizer.warmup_steps))
+        left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[optimizer.schedule]
+        return left if optimizer.schedule == "constant" else optimizer.final_share + (1 - optimizer.final_share) * left
+
+    return factor

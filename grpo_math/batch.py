@@ -1,0 +1,108 @@
+"""Groups -> Batch: rows of prompt + completion, the mask of trained tokens, and a weight for each of them.
+
+The weights are those of the whole step, computed here before any split, so micro-batches and ranks only add.
+Left out: how a reduction weighs tokens (losses.py) and where advantages come from (advantages.py).
+"""
+
+# B completions, T tokens of the longest prompt + completion
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_math.types import Completion, Group, Prompt
+
+Reduction = Callable[[Tensor, int], Tensor]  # (loss_mask (B, T), constant_length) -> weights (B, T)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Everything an update reads, aligned with token_ids: position t speaks of the token at t. All are (B, T).
+
+    token_ids: int64, prompt then completion, padded on the right. lengths: (B,) tokens that are not padding.
+    loss_mask: bool, the completion tokens that are trained. weights: float32, 0 where loss_mask is.
+    advantages, sampler_logprobs: float32. old_logprobs: the trainer's own before the step's first update; None while
+    they would equal the current ones. ref_logprobs: None where no reference is in the loss."""
+
+    token_ids: Tensor
+    lengths: Tensor
+    loss_mask: Tensor
+    weights: Tensor
+    advantages: Tensor
+    sampler_logprobs: Tensor
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def rows(self, index: Sequence[int] | Tensor) -> Batch:
+        """These rows, cut to the longest of them."""
+        index = torch.as_tensor(index, dtype=torch.long, device=self.token_ids.device)
+        width = int(self.lengths[index].max()) if len(index) else 0
+        return self._map(lambda t: t[index] if t.dim() == 1 else t[index, :width])
+
+    def to(self, device: torch.device) -> Batch:
+        return self._map(lambda t: t.to(device, non_blocking=True))
+
+    def with_advantages(self, advantages: Tensor) -> Batch:
+        """advantages: (B,), one for all tokens of a completion, or (B, T), one for each."""
+        spread = advantages[:, None] if advantages.dim() == 1 else advantages
+        return replace(self, advantages=spread.float() * self.loss_mask)
+
+    def scale_weights(self, factor: float) -> Batch:
+        return replace(self, weights=self.weights * factor)
+
+    def micro_batches(self, token_budget: int) -> list[list[int]]:
+        """Row numbers in groups of similar length whose padded size is at most token_budget (or a single row)."""
+        order = torch.argsort(self.lengths, descending=True, stable=True).tolist()
+        groups: list[list[int]] = []
+        width = 0
+        for row in order:
+            if groups and (len(groups[-1]) + 1) * width <= token_budget:
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+                width = int(self.lengths[row])
+        return groups
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        def on(value: Tensor | None) -> Any:
+            return None if value is None else f(value)
+
+        return Batch(**{item.name: on(getattr(self, item.name)) for item in fields(self)})
+
+
+def make_batch(
+    groups: Sequence[Group], reduction: Reduction, constant_length: int, pad_id: int, mask_truncated: bool
+) -> Batch:
+    """The batch of a step, still without advantages. Its rows are the scored completions in the order of the groups.
+
+    A completion without a score has no row; one that was cut at max_tokens keeps its row but, with mask_truncated, none
+    of its tokens is trained."""
+    rows = [(g.prompt, c) for g in groups for c, s in zip(g.completions, g.scores, strict=True) if s.reward is not None]
+    trained = [not (mask_truncated and completion.finish_reason == "length") for _, completion in rows]
+    batch = pad_rows(rows, trained, pad_id)
+    return replace(batch, weights=reduction(batch.loss_mask, constant_length))
+
+
+def pad_rows(rows: Sequence[tuple[Prompt, Completion]], trained: Iterable[bool], pad_id: int) -> Batch:
+    """Rows of prompt + completion without weights or advantages. The end-of-sequence token is trained like any other:
+    the mask comes from the lengths, never from comparing tokens with pad_id, which often is the same token."""
+    lengths = torch.tensor([len(p.token_ids) + len(c.token_ids) for p, c in rows], dtype=torch.long)
+    shape = (len(rows), int(lengths.max()) if rows else 0)
+    token_ids = torch.full(shape, pad_id, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    sampler = torch.zeros(shape, dtype=torch.float32)
+    for i, ((prompt, completion), train) in enumerate(zip(rows, trained, strict=True)):
+        start, end = len(prompt.token_ids), int(lengths[i])
+        token_ids[i, :end] = torch.tensor(prompt.token_ids + completion.token_ids)
+        mask[i, start:end] = train
+        sampler[i, start:end] = torch.tensor(completion.logprobs)
+    zeros = torch.zeros(shape, dtype=torch.float32)
+    return Batch(token_ids, lengths, mask, zeros, zeros, sampler)

@@ -1,0 +1,303 @@
+"""The command line: parse, hand over, and turn what the user can mend into one message without a traceback.
+
+Each command imports what it needs inside itself, so that `--help` is there at once. Left out: all work.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from grpo_math import __version__
+from grpo_math.types import UserError
+
+if TYPE_CHECKING:
+    from grpo_math import config
+
+
+class _Group(TyperGroup):
+    """Exit code 2 for what the user can mend, 130 for Ctrl-C; anything else is our bug and shows its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # its help would swallow the brackets of [key.sub=value ...]
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as launch/gsm8k.yaml.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY.SUB=VALUE", help="What to change in it; later ones win.", show_default=False),
+]
+TaskName = Annotated[str, typer.Option("--task", metavar="NAME", help="A task's name (see `list tasks`) or ./FILE.py.")]
+TaskFile = Annotated[str | None, typer.Option("--path", metavar="FILE", help="The task's problems, from this file.")]
+TaskOptions = Annotated[
+    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the task; may be repeated.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that run the verifier.")]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.01, metavar="S", help="Seconds until a verifier is killed.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"grpo-math {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(epilog="Start with: make train, or grpo-math plan launch/gsm8k.yaml")
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Train language models to reason from rewards that a program can check."""
+
+
+@app.command()
+def train(
+    path: Config,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Refuse to start if there is no checkpoint to go on from.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what the run folder has, and start over.")] = False,
+) -> None:
+    """Train as a configuration file says.
+
+    A run that was interrupted goes on from its last checkpoint when the same command is given again. Everything is
+    checked before the model is loaded; `grpo-math plan` shows the same checks and the arithmetic without training.
+
+    \b
+    Examples:
+      grpo-math train launch/gsm8k.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct optimizer.learning_rate=1e-6
+      grpo-math train launch/gsm8k.yaml model.path=models/mine task.path=train.jsonl --resume
+    """
+    from grpo_math.config_file import load_config
+    from grpo_math.plan import preflight
+
+    if resume and fresh:
+        raise UserError("--resume goes on with a run and --fresh discards it; give one of them")
+    cfg = load_config(path, overrides or [])
+    preflight(cfg)
+    _show_log()
+    from grpo_math.recipes.run import run
+
+    run(cfg, resume="must" if resume else "never" if fresh else "auto")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face folder or Hub id.", show_default=False)],
+    task: TaskName,
+    split: Annotated[str, typer.Option(help="Which problems of the task.")] = "test",
+    n: Annotated[int, typer.Option("-n", min=1, help="Completions sampled for each problem.")] = 8,
+    k: Annotated[str, typer.Option(metavar="K,K", help="Which pass@k to report; none above n.")] = "1,8",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many problems, the first ones.")] = None,
+    path: TaskFile = None,
+    option: TaskOptions = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Where a completion is cut.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same completions.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for results.json and samples.jsonl.", show_default="runs/evaluate/MODEL-TASK"),
+    ] = None,
+    verifier: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of the task's own.")] = None,
+    workers: Workers = 2,
+    timeout: Timeout = 5.0,
+    max_rows: Annotated[
+        int, typer.Option(min=1, help="Completions decoded side by side; lower it to save memory.")
+    ] = 512,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="bfloat16 is faster on a GPU.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Sample a model on a task and report pass@k with 95 % intervals.
+
+    \b
+    Examples:
+      grpo-math evaluate Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --limit 200
+      grpo-math evaluate models/mine --task math500 --path math500.jsonl -n 1 --k 1 --temperature 0
+    """
+    ks = _ks(k, n)
+    chosen = _task(task, split, path, None, option)
+    from grpo_math.find import find_verifier, verifier_of
+    from grpo_math.plan import check_model, check_task, check_writable
+
+    check_task(chosen, "--path")
+    find_verifier(verifier_of(task, verifier))
+    check_model(model, "MODEL")
+    folder = out or Path("runs") / "evaluate" / f"{model.strip('./').replace('/', '--')}-{Path(task).stem}"
+    check_writable(folder, "--out")
+    _show_log()
+    from grpo_math.evaluate import evaluate_command
+
+    evaluate_command(
+        model=model, task=chosen, n=n, k=ks, limit=limit, temperature=temperature, max_tokens=max_tokens,
+        seed=seed, out=folder, verifier=verifier, workers=workers, timeout_s=timeout, max_rows=max_rows, dtype=dtype,
+        device=device,
+    )  # fmt: skip
+
+
+@app.command()
+def verify(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A verifier's name or ./FILE.py; all of them if left out.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Check this task's gold answers instead of the examples.")
+    ] = None,
+    path: TaskFile = None,
+    split: Annotated[str, typer.Option(help="Which problems of the task.")] = "train",
+    option: TaskOptions = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many problems of the task.")] = None,
+    answer: Annotated[str | None, typer.Option(metavar="A", help="The right answer, to judge one completion.")] = None,
+    completion: Annotated[str | None, typer.Option(metavar="C", help="The completion to judge.")] = None,
+    workers: Workers = 2,
+    timeout: Timeout = 5.0,
+) -> None:
+    """Run verifiers on their examples or on a task's gold answers.
+
+    With --answer and --completion, show the verdict on that one completion. Exit code 1 if an example does not get
+    the reward that its file states, or a gold answer is refused.
+
+    \b
+    Examples:
+      grpo-math verify
+      grpo-math verify math --answer 1/2 --completion 'so it is \\boxed{0.5}'
+      grpo-math verify --task gsm8k --path train.jsonl
+      grpo-math verify ./my_verifier.py --task ./my_task.py
+    """
+    from grpo_math import verify as checks
+    from grpo_math.find import list_verifiers
+
+    if answer is not None or completion is not None:
+        if answer is None or completion is None or name is None or task is not None:
+            raise UserError("to judge one completion give NAME, --answer and --completion, and no --task")
+        verdict = checks.verify_pair(name, answer, completion, workers, timeout)
+        for key in ("reward", "reason", "answer", "detail"):
+            typer.echo(f"{key:<8}{getattr(verdict, key)}")
+        return
+    if task is not None:
+        good = checks.verify_gold(_task(task, split, path, limit, option), name, workers, timeout)
+    elif path is not None or limit is not None or option:
+        raise UserError("--path, --limit and --option speak of a task's problems; name the task with --task")
+    else:
+        good = checks.verify_examples([name] if name else list_verifiers(), workers, timeout)
+    if not good:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        Literal["tasks", "verifiers", "algorithms"], typer.Argument(help="What to list.", show_default=False)
+    ],
+) -> None:
+    """List the tasks, the verifiers or the algorithms.
+
+    \b
+    Example:
+      grpo-math list algorithms
+    """
+    from grpo_math import find
+    from grpo_math.algorithms import table
+
+    if what == "algorithms":
+        rows = [("algorithm", "advantage", "ratio", "surrogate", "reduction", "paper"), *table()]
+    else:
+        rows = [
+            (name, find.first_line(what, name))
+            for name in (find.list_tasks if what == "tasks" else find.list_verifiers)()
+        ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command()
+def plan(path: Config, overrides: Overrides = None) -> None:
+    """Show what a run would do and need, without starting it.
+
+    Prints the resolved configuration, the batch arithmetic and an estimate of the peak memory, then makes the checks
+    that `train` begins with. Exit code 2 if one of them fails.
+
+    \b
+    Example:
+      grpo-math plan launch/gsm8k.yaml model.path=models/mine group_size=8
+    """
+    from grpo_math import plan as planning
+    from grpo_math.config_file import load_config
+
+    cfg = load_config(path, overrides or [])
+    typer.echo(planning.plan(cfg))
+    planning.preflight(cfg)
+    typer.echo("\nThe checks that need no model pass.")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions and devices, what is missing and how to get it.
+
+    Exit code 1 if something is broken that training needs. Takes some seconds: torch is really imported.
+
+    \b
+    Example:
+      grpo-math doctor
+    """
+    from grpo_math.doctor import doctor as examine
+
+    report, works = examine()
+    typer.echo(report)
+    if not works:
+        raise typer.Exit(1)
+
+
+def _ks(text: str, n: int) -> list[int]:
+    try:
+        ks = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"--k {text}: give whole numbers with commas between them, such as --k 1,8") from None
+    if ks[0] < 1 or ks[-1] > n:
+        raise UserError(f"--k {text}: pass@k needs k from 1 to n={n}; set -n {max(ks[-1], 1)} or choose smaller ones")
+    return ks
+
+
+def _task(name: str, split: str, path: str | None, limit: int | None, options: list[str] | None) -> config.Task:
+    from grpo_math import config
+    from grpo_math.config_file import parse_value
+
+    pairs = [(text.partition("="), text) for text in options or []]
+    for (key, equals, _), text in pairs:
+        if not key or not equals:
+            raise UserError(f"--option {text}: write KEY=VALUE, for example --option max_digits=3")
+    given = {key: parse_value(value) for (key, _, value), _ in pairs}
+    return config.Task(name=name, split=split, path=path, limit=limit, options=given)
+
+
+def _show_log() -> None:
+    """Our own remarks go to the terminal; those of the libraries stay at warnings."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("grpo_math").setLevel(logging.INFO)
+
+
+def main() -> None:
+    app(prog_name="grpo-math")

@@ -1,0 +1,233 @@
+"""What a run will do and need, before anything is loaded: `grpo-math plan`, and the checks that `train` begins with.
+
+Imports neither torch nor transformers. Left out: the memory formulas (memory.py) and whatever only a loaded model can
+tell, such as the true lengths of prompts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from grpo_math import config, memory
+from grpo_math.config_file import dump_config
+from grpo_math.find import find_task, find_verifier, nearest, verifier_of
+from grpo_math.types import UserError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")  # as policy.py has them
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def preflight(cfg: config.Common) -> None:
+    """Every check of a run that needs no model. Raises UserError with a line for each thing that is wrong."""
+    complaints = []
+    checks: list[Callable[[], object]] = [
+        lambda: check_task(cfg.task),
+        lambda: [find_verifier(reward.verifier) for reward in resolve_rewards(cfg)],
+        lambda: check_model(cfg.model.path) if cfg.model.path else None,
+        lambda: _check_context(cfg),
+        lambda: check_writable(cfg.run_dir),
+    ]
+    if cfg.evaluation.task is not None:
+        evaluated = cfg.evaluation.task
+        checks.append(lambda: check_task(evaluated, "evaluation.task.path"))
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            if str(error) not in complaints:  # an unknown task is also one whose verifier cannot be found
+                complaints.append(str(error))
+    if complaints:
+        raise UserError("\n".join(complaints))
+
+
+def resolve_rewards(cfg: config.Common) -> list[config.Reward]:
+    """The rewards of the config, or the task's own verifier."""
+    if cfg.rewards:
+        return cfg.rewards
+    return [config.Reward(verifier=verifier_of(cfg.task.name))]
+
+
+def check_task(task: config.Task, key: str = "task.path") -> None:
+    """The task is there, and so is its file."""
+    find_task(task.name)
+    # {split} is filled in by the task
+    path = Path(task.path.replace("{split}", task.split)) if task.path else None
+    if path is not None and not path.exists():
+        guess = nearest(path.name, [p.name for p in path.parent.glob("*")])
+        meant = f"; did you mean {path.parent / guess}?" if guess else f" (looked from {Path.cwd()})"
+        raise UserError(f"{key}={task.path}: there is no such file{meant}")
+
+
+def check_model(path: str, key: str = "model.path") -> None:
+    """A folder has all that transformers will ask for. A Hub id is not looked up."""
+    folder, key = Path(path), f"{key}={path}"
+    if not folder.is_dir():
+        if _is_path(path):
+            guess = nearest(folder.name, [p.name for p in folder.parent.glob("*") if p.is_dir()])
+            meant = f"did you mean {folder.parent / guess}?" if guess else "make or download it first, or give a Hub id"
+            raise UserError(f"{key}: there is no such folder; {meant}")
+        if not HUB_ID.fullmatch(path):
+            raise UserError(f"{key}: is neither a folder nor a Hub id such as Qwen/Qwen2.5-0.5B-Instruct")
+        return
+    present = {p.name for p in folder.iterdir()}
+    if "config.json" not in present:
+        inside = sorted(p.parent.name for p in folder.glob("*/config.json"))
+        hint = f"did you mean {folder / inside[-1]}?" if inside else "give one made by save_pretrained"
+        raise UserError(f"{key}: the folder has no config.json, so it is no model; {hint}")
+    if not present.intersection(TOKENIZER_FILES):
+        raise UserError(
+            f"{key}: the folder has no tokenizer ({', '.join(TOKENIZER_FILES)}); save one into it with "
+            "tokenizer.save_pretrained(folder)"
+        )
+    if not any(name.endswith((".safetensors", ".bin")) for name in present):
+        raise UserError(
+            f"{key}: the folder has no weights (*.safetensors); save them with model.save_pretrained(folder)"
+        )
+
+
+def _is_path(path: str) -> bool:
+    """Whether a folder was meant: from_pretrained takes what is not there for a Hub id, and speaks of the network."""
+    parent = Path(path).parent
+    return path.startswith((".", "/")) or path.count("/") > 1 or bool(parent.name and parent.is_dir())
+
+
+def check_writable(path: str | Path, key: str = "run_dir") -> None:
+    """A file can be made in the folder that is or will be there. Nothing stays behind."""
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{key}={path}: {folder} is a file; give another folder, or move the file away")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{key}={path}: cannot write in {folder} ({error.strerror}); mend its permissions or give another folder"
+        ) from error
+
+
+def model_size(model: config.Model) -> memory.ModelSize | None:
+    """None where the model is not on this machine."""
+    if model.new is not None:
+        return memory.size_of_new(model.new)
+    assert model.path is not None
+    folder = Path(model.path) if Path(model.path).is_dir() else _cached(model.path, model.revision or "main")
+    return memory.size_of_folder(folder) if folder is not None and (folder / "config.json").exists() else None
+
+
+def _cached(hub_id: str, revision: str) -> Path | None:
+    """Where the Hub's own cache has a model, read off its layout, since its library takes a second to import."""
+    home = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
+    store = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub") / f"models--{hub_id.replace('/', '--')}"
+    named = store / "refs" / revision
+    snapshot = store / "snapshots" / (named.read_text().strip() if named.is_file() else revision)
+    return snapshot if snapshot.is_dir() else None
+
+
+def _check_context(cfg: config.Common) -> None:
+    size = model_size(cfg.model)
+    if size is not None and size.context and cfg.sampling.max_tokens >= size.context:
+        raise UserError(
+            f"sampling.max_tokens={cfg.sampling.max_tokens} leaves no room for a prompt in the model's context of "
+            f"{size.context} tokens; set sampling.max_tokens={size.context // 2} or less"
+        )
+
+
+def plan(cfg: config.Common) -> str:
+    """The report of `grpo-math plan`: configuration, batch arithmetic, memory."""
+    size = model_size(cfg.model)
+    sections = (
+        ("Configuration", dump_config(cfg).rstrip().splitlines()),
+        ("Batch", _table(_batch(cfg, size))),
+        ("Peak memory, estimated", _memory(cfg, size)),
+    )
+    return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections)
+
+
+def _batch(cfg: config.Common, size: memory.ModelSize | None) -> list[tuple[str, ...]]:
+    row, group = memory.row_tokens(cfg, size), memory.group_size(cfg)
+    completions, of_update = cfg.prompts_per_step * group, memory.rows_per_update(cfg)
+    grpo = cfg if isinstance(cfg, config.GRPO) else None
+    updates = grpo.updates_per_step * grpo.passes if grpo else 1
+    first = f"{cfg.prompts_per_step:,} problems"
+    if grpo:
+        first = f"{cfg.prompts_per_step:,} prompts x {group:,} completions = {completions:,} completions"
+    context = f", within the context of {size.context:,}" if size and size.context == row else ""
+    lines: list[tuple[str, ...]] = [
+        ("a step", first),
+        ("tokens", f"at most {completions:,} x {row:,} = {completions * row:,} a step"),
+        ("  a row", f"prompt (taken to be {memory.PROMPT_TOKENS} at most) + sampling.max_tokens{context}"),
+        (
+            "updates",
+            f"{updates:,} a step, of {of_update:,} completions each; {updates * cfg.steps:,} in {cfg.steps:,} steps",
+        ),
+        (
+            "micro-batches",
+            f"at most {_micro_batches(cfg, of_update, row):,} an update, of {cfg.micro_batch_tokens:,} tokens",
+        ),
+    ]
+    if grpo and grpo.dynamic_sampling.enabled:
+        rounds = grpo.dynamic_sampling.max_rounds
+        lines.append(
+            ("sampled", f"up to {rounds * completions:,} completions a step (dynamic sampling, {rounds} rounds)")
+        )
+    if cfg.evaluation.every:
+        limit = cfg.evaluation.limit
+        sampled = f"{limit:,} problems x {cfg.evaluation.n}" if limit else f"every problem x {cfg.evaluation.n}"
+        lines.append(("evaluation", f"{sampled} completions every {cfg.evaluation.every:,} steps"))
+    return lines
+
+
+def _micro_batches(cfg: config.Common, rows: int, row: int) -> int:
+    """Whole rows go into a micro-batch, one at least."""
+    return -(-rows // max(1, cfg.micro_batch_tokens // row))
+
+
+def _memory(cfg: config.Common, size: memory.ModelSize | None) -> list[str]:
+    if size is None:
+        path = str(cfg.model.path)
+        get = "make it" if _is_path(path) else f"download it (hf download {path})"
+        return [
+            f"unknown until the model is there: {path} is not on this machine.",
+            f"For an estimate {get} and run plan again.",
+        ]
+    if size.parameters is None:
+        return [f"not available: model type {size.kind} without safetensors files, whose headers tell the size"]
+    row = memory.row_tokens(cfg, size)
+    always = memory.always(cfg, size.parameters)
+    update = memory.in_update(cfg, size.parameters, size.shape, row)
+    sampling = memory.in_sampling(cfg, size.shape, row)
+    held, peak = _total(always), max(_total(update), _total(sampling))
+    lines = _table([(p.name, _bytes(p.bytes), p.formula) for p in always])
+    lines += ["while updating", *_table([(f"  {p.name}", _bytes(p.bytes), p.formula) for p in update])]
+    if sampling:
+        lines += ["while sampling", *_table([(f"  {p.name}", _bytes(p.bytes), p.formula) for p in sampling])]
+    lines.append(f"peak: about {_bytes(held + peak)}, and half a GiB for Python and its libraries")
+    letters = f"P = {size.parameters:,} parameters"
+    if size.shape:
+        s = size.shape
+        letters += f", H = {s.hidden:,} hidden, I = {s.intermediate:,} intermediate, L = {s.layers} layers, "
+        letters += f"V = {s.vocabulary:,} vocabulary, A = {s.queries:,} and K = {s.keys:,} wide queries and keys"
+    else:
+        lines.append(
+            f"not in it: activations and the key-value cache, whose formulas do not fit model type {size.kind}"
+        )
+    return [*lines, letters]
+
+
+def _total(parts: list[memory.Part]) -> int:
+    return sum(part.bytes for part in parts)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """First column of 20 letters; the second of 12, flush right, where there are three."""
+    return [f"{r[0]:<20}{r[1]:>12}   {r[2]}" if len(r) == 3 else f"{r[0]:<20}{r[1]}" for r in rows]

@@ -1,0 +1,190 @@
+"""The policy: any causal language model of transformers, loaded or made, and its log-probabilities of a batch.
+
+Left out: optimisation (backend/), sampling (rollout/), and the arithmetic of a log-probability (logprobs.py).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from grpo_math.batch import Batch
+from grpo_math.logprobs import token_logprobs
+from grpo_math.types import UserError
+
+if TYPE_CHECKING:
+    from grpo_math import config
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model, its tokenizer, and how its head turns hidden states into logits."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    logit_scale: float
+    logit_softcap: float | None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every token that ends a completion: the generation config may name several."""
+        named = getattr(self.model.generation_config, "eos_token_id", None)
+        several = named if isinstance(named, list) else [named]
+        return frozenset(i for i in [*several, self.tokenizer.eos_token_id] if i is not None)
+
+    @property
+    def pad_id(self) -> int:
+        """Any valid id will do: no mask is ever made by comparing tokens with it."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else min(self.eos_ids)
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and completion together that the model can read."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+
+    def logprobs(
+        self,
+        batch: Batch,
+        temperature: float,
+        chunk: int,
+        autocast: torch.dtype | None = None,
+        with_entropy: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """log p(token | tokens before it) at `temperature` where batch.loss_mask is set, 0 elsewhere; (B, T), nats.
+
+        The second value is the entropy of the same distributions, or None. Padding is on the right, where causal
+        attention never looks, so no attention mask is needed and neither its side nor its amount matters."""
+        device = batch.token_ids.device
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            # the prompt's last token predicts the completion's first: positions are those before the trained tokens
+            hidden = self.model.base_model(input_ids=batch.token_ids, use_cache=False).last_hidden_state
+            before = batch.loss_mask[:, 1:]
+            head = self.model.get_output_embeddings()
+        chosen, entropies = token_logprobs(
+            hidden[:, :-1][before],
+            head.weight,
+            getattr(head, "bias", None),
+            batch.token_ids[:, 1:][before],
+            scale=self.logit_scale / temperature,
+            softcap=self.logit_softcap,
+            chunk=chunk,
+            with_entropy=with_entropy,
+        )
+        return _scatter(batch.loss_mask, chosen), _scatter(batch.loss_mask, entropies) if with_entropy else None
+
+    @torch.no_grad()
+    def score(
+        self, batch: Batch, temperature: float, chunk: int, token_budget: int, autocast: torch.dtype | None = None
+    ) -> Tensor:
+        """`logprobs` of a batch of any size on the CPU, a micro-batch at a time, without gradients."""
+        out = torch.zeros(batch.loss_mask.shape)
+        for rows in batch.micro_batches(token_budget):
+            values, _ = self.logprobs(batch.rows(rows).to(self.device), temperature, chunk, autocast)
+            out[rows, : values.shape[1]] = values.cpu()
+        return out
+
+
+def _scatter(mask: Tensor, values: Tensor) -> Tensor:
+    """(N,) values at the True places of mask (B, T), which are never in the first column; 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
+
+
+def load_policy(spec: config.Model, device: torch.device) -> Policy:
+    """The model and tokenizer of a folder or Hub id, in float32 (autocast lowers it), without dropout."""
+    assert spec.path is not None
+    where = f"model.path={spec.path}"
+    folder = Path(spec.path).expanduser()
+    if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise UserError(
+            f"{where}: the folder has no tokenizer ({', '.join(TOKENIZER_FILES)}); save one into it with "
+            "tokenizer.save_pretrained(folder)"
+        )
+    options = {"trust_remote_code": spec.trust_remote_code, "revision": spec.revision}
+    try:
+        model_config = AutoConfig.from_pretrained(spec.path, **options)
+        switch_off_dropout(model_config)
+        model = AutoModelForCausalLM.from_pretrained(
+            spec.path, config=model_config, dtype=torch.float32, attn_implementation=spec.attention, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(spec.path, **options)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{where} could not be loaded: {error}\nGive a folder made by save_pretrained, or a Hub id that this "
+            "machine can reach or has in its cache"
+        ) from error
+    return make_policy(model.to(device), tokenizer)
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def make_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
+    """Checks that the chunked head gives the model's own logits, rather than assuming it for every architecture."""
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token and save it again")
+    embedded = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > embedded:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {embedded}; they do not belong "
+            "together, or the model needs resize_token_embeddings"
+        )
+    settings = model.config
+    # the three ways in which architectures of transformers bend their logits (Gemma 2; Cohere; Granite)
+    scale = float(getattr(settings, "logit_scale", None) or 1.0) / float(
+        getattr(settings, "logits_scaling", None) or 1.0
+    )
+    policy = Policy(model.eval(), tokenizer, scale, getattr(settings, "final_logit_softcapping", None))
+    _check_head(policy)
+    return policy
+
+
+@torch.no_grad()
+def _check_head(policy: Policy) -> None:
+    count = min(8, policy.model.get_input_embeddings().num_embeddings)
+    token_ids = torch.arange(count, device=policy.device)[None]
+    mask = torch.ones_like(token_ids, dtype=torch.bool)
+    mask[:, 0] = False
+    zeros = torch.zeros(token_ids.shape, device=policy.device)
+    lengths = torch.tensor([count], device=policy.device)
+    ours, _ = policy.logprobs(Batch(token_ids, lengths, mask, zeros, zeros, zeros), temperature=1.0, chunk=count)
+    logits = policy.model(input_ids=token_ids, use_cache=False).logits[0, :-1].float()
+    theirs = logits.log_softmax(-1).gather(-1, token_ids[0, 1:, None]).squeeze(-1)
+    gap = float((ours[0, 1:] - theirs).abs().max())
+    if not gap < 1e-3:
+        raise UserError(
+            f"{type(policy.model).__name__}: log-probabilities computed in chunks differ from the model's own by "
+            f"{gap:.3g}; this architecture changes its logits in a way that policy.py does not know, see make_policy"
+        )
+
+
+def switch_off_dropout(model_config: object) -> None:
+    """Two forward passes must agree, or the ratio of an unchanged policy is not 1."""
+    for name, value in list(vars(model_config).items()):
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(model_config, name, 0.0)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device if there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"backend.device={name}: {error}; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"backend.device={name}, but torch {torch.__version__} sees no CUDA device; use backend.device=auto"
+        )
+    return device

@@ -1,0 +1,114 @@
+"""The progress of a run in the terminal. Left out: everything that is kept, which is in log.py."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+LOSS_NOTE = (
+    "note: a loss of 0 is expected here and is no fault. On the first update after sampling every ratio is 1 and the "
+    "advantages of a group sum to 0; the gradient is not 0. Watch reward and accuracy instead."
+)
+
+# what the line shows, from which metric, and how; a metric that is absent (KL that is off) takes no room
+PARTS = (
+    ("reward", "reward/mean", "{:.2f}"),
+    ("acc", "reward/accuracy", "{:.2f}"),
+    ("kl", "kl/ref", "{:.4f}"),
+    ("entropy", "policy/entropy", "{:.2f}"),
+    ("length", "completion/length", "{:.0f}"),
+    ("no-signal", "groups/no_signal", "{:.0%}"),
+    ("eval acc", "eval/accuracy", "{:.2f}"),
+)
+TIMES = (("gen", "time/generate"), ("verify", "time/verify"), ("update", "time/update"))
+
+
+class Progress:
+    """The progress of a run: one line per step, or on a terminal one line that is kept up to date."""
+
+    def __init__(self, steps: int, first_step: int = 0, stream: TextIO | None = None) -> None:
+        """steps: of the whole run. first_step: how many of them were done before by the run that this continues."""
+        self.steps = steps
+        self.first_step = first_step
+        self.stream = stream or sys.stderr
+        self.began = time.monotonic()
+        self.explained = False
+        self._live: Any = None
+
+    def __enter__(self) -> Progress:
+        if self.stream.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            # no refreshing thread: the scoring workers are forked off this process
+            self._live = Live(console=Console(file=self.stream), auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Show step `step` (from 1), and on the first one with a loss of 0 say why that is as it should be."""
+        elapsed = time.monotonic() - self.began
+        line = progress_line(step, self.steps, metrics, elapsed, done=step - self.first_step)
+        if self._live:
+            from rich.text import Text
+
+            self._live.update(Text(_fold(line, self._live.console.width)), refresh=True)
+        else:
+            print(line, file=self.stream, flush=True)
+        if not self.explained and "reward/mean" in metrics:
+            self.explained = True
+            if abs(metrics.get("loss/total") or 0.0) < 1e-3:
+                self.note(LOSS_NOTE)
+
+    def note(self, text: str) -> None:
+        """A line that stays, above the one that changes."""
+        if self._live:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self.stream, flush=True)
+
+
+def progress_line(step: int, steps: int, metrics: Mapping[str, Any], elapsed: float, done: int | None = None) -> str:
+    """step 12/100  reward 0.62  acc 0.60  ...  gen 0.8s verify 0.1s update 1.2s  eta 2m10s
+
+    elapsed: seconds that the last `done` steps took (all `step` of them where None), for the time left. A run without
+    rewards (sft) shows its loss in their place. None and NaN, a mean of nothing, show as "-".
+    """
+    parts = [f"step {step}/{steps}"]
+    shown = PARTS if "reward/mean" in metrics else (("loss", "loss/total", "{:.3f}"), *PARTS)
+    parts += [f"{label} {_number(metrics[key], form)}" for label, key, form in shown if key in metrics]
+    times = [f"{label} {_number(metrics[key], '{:.1f}s')}" for label, key in TIMES if key in metrics]
+    parts += [" ".join(times)] if times else []
+    done = step if done is None else done
+    if step < steps and done > 0:
+        parts.append(f"eta {_duration(elapsed / done * (steps - step))}")
+    return "  ".join(parts)
+
+
+def _fold(line: str, width: int) -> str:
+    """Break between parts, never inside one."""
+    rows: list[str] = []
+    for part in line.split("  "):
+        if rows and len(rows[-1]) + 2 + len(part) <= width:
+            rows[-1] += f"  {part}"
+        else:
+            rows.append(part)
+    return "\n".join(rows)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None or math.isnan(value) else form.format(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s" if m else f"{s}s"

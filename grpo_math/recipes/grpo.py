@@ -1,0 +1,195 @@
+"""GRPO and its family: sample groups, score them, compare siblings, update the policy. One step, from top to bottom.
+
+    1. sample    G completions for each of P prompts                       rollout/
+    2. score     a reward for each from programs that check it             scoring.py, rewards.py
+    3. compare   A = how much better than its siblings                     advantages.py
+    4. update    minimise  sum_t w_t (-surrogate(ratio_t, A) + beta KL_t)  losses.py, kl.py, batch.py
+    5. sync      the sampler gets the new weights, and must agree with them
+
+Which advantage, loss, KL and correction is chosen once, in __init__, from the config. Left out: what surrounds a step
+(run folder, checkpoints, evaluation, signals), which is the same for every recipe and lives in run.py.
+"""
+
+# P prompts, G group size, B completions with a score (rows of the batch), T tokens
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from grpo_math import config
+from grpo_math.advantages import ADVANTAGES
+from grpo_math.backend.base import Metrics
+from grpo_math.batch import Batch, make_batch
+from grpo_math.kl import KLS, adapt
+from grpo_math.losses import REDUCTIONS, make_loss, resolve
+from grpo_math.recipes.parts import Parts, StepResult, Stopwatch, step_seed
+from grpo_math.recipes.records import completion_records, group_metrics, mean_of
+from grpo_math.reference import copy_policy, load_reference, move_reference, save_reference
+from grpo_math.rewards import group_rewards, has_signal
+from grpo_math.types import Group, Sampling
+
+GAP_ROWS = 8  # completions re-scored after each weight sync
+DEFAULT_GAP = {"float32": 1e-3, "bfloat16": 0.1}  # mean |difference| in nats; float32 agrees to about 1e-6
+
+
+class GRPO:
+    """The state of a run between steps, and `step`, which takes it one step on."""
+
+    def __init__(self, cfg: config.GRPO, parts: Parts) -> None:
+        self.cfg, self.parts = cfg, parts
+        self.sampling = Sampling(cfg.group_size, cfg.sampling.max_tokens, cfg.sampling.temperature)
+        self.advantage = ADVANTAGES[cfg.advantage]
+        self.reduction = REDUCTIONS[resolve(cfg.loss)[2]]
+        self.loss = make_loss(cfg.loss, cfg.kl, cfg.correction)
+        self.penalty_buffer = int(cfg.overlong.penalty_buffer * cfg.sampling.max_tokens)
+        self.kl_coefficient = cfg.kl.coefficient
+        # off means off: with a coefficient of 0 no reference is loaded
+        self.reference = copy_policy(parts.policy) if cfg.kl.coefficient else None
+        self.updates = cfg.updates_per_step * cfg.passes
+        # the first update of a step has the sampling weights: old and new log-probabilities are then one and the same
+        self.needs_old = self.updates > 1 or cfg.correction.name != "none" or self._kl_in_reward
+        self.every_row_counts = bool(cfg.loss.entropy_bonus) or (cfg.kl.coefficient > 0 and not self._kl_in_reward)
+        self.max_gap = cfg.rollout.max_logprob_gap or DEFAULT_GAP[cfg.backend.dtype]
+
+    @property
+    def _kl_in_reward(self) -> bool:
+        return self.cfg.kl.coefficient > 0 and self.cfg.kl.where == "reward"
+
+    def step(self, step: int) -> StepResult:
+        cfg, parts, watch = self.cfg, self.parts, Stopwatch(self.parts.watchdog)
+
+        groups, filtered = self.sample(step, watch)
+        metrics = group_metrics([*groups, *filtered], cfg.rewards or [])
+        metrics["groups/filtered"] = float(len(filtered))
+        if not any(score.reward is not None for group in groups for score in group.scores):
+            metrics |= watch.metrics()
+            return StepResult(metrics, completion_records(step, groups, filtered, None, None))
+
+        with watch("update"):
+            batch = make_batch(
+                groups,
+                self.reduction,
+                constant_length=cfg.loss.constant_length or cfg.sampling.max_tokens,
+                pad_id=parts.policy.pad_id,
+                mask_truncated=cfg.overlong.mask,
+            )
+            metrics["sampler/gap"] = self.check_sampler(batch, step)
+            batch = self.with_old_and_reference(batch)
+
+            rewards = group_rewards(groups, cfg.sampling.max_tokens, self.penalty_buffer, cfg.overlong.penalty)
+            if self._kl_in_reward:
+                penalty, metrics["kl/ref"] = self.kl_penalty(batch)
+                rewards[~rewards.isnan()] -= penalty
+            metrics |= {"reward/mean": mean_of(rewards), "reward/std": float(rewards[~rewards.isnan()].std())}
+
+            advantages = self.advantage(rewards)
+            batch = batch.with_advantages(advantages[~rewards.isnan()])
+            metrics |= self.update(batch, step)
+
+            # several updates make a later step's policy differ from the sampler unless this happens
+            parts.engine.update_weights(parts.backend.weights(), version=step)
+            self.move_reference_and_coefficient(metrics, step)
+
+        metrics |= watch.metrics()
+        return StepResult(metrics, completion_records(step, groups, filtered, rewards, advantages))
+
+    def sample(self, step: int, watch: Stopwatch) -> tuple[list[Group], list[Group]]:
+        """The step's groups and those that were filtered out. With dynamic sampling (DAPO, arXiv:2503.14476, eq. 11)
+        groups whose task rewards are all equal are replaced by fresh ones, for at most max_rounds rounds."""
+        cfg, parts = self.cfg, self.parts
+        kept: list[Group] = []
+        filtered: list[Group] = []
+        for sampling_round in range(cfg.dynamic_sampling.max_rounds if cfg.dynamic_sampling.enabled else 1):
+            prompts = parts.stream.take(cfg.prompts_per_step - len(kept))
+            with watch("generate"):
+                seed = step_seed(cfg.seed, step, sampling_round)
+                completions = parts.engine.generate(prompts, replace(self.sampling, seed=seed))
+            with watch("verify"):
+                groups = parts.score(prompts, completions)
+            for group in groups:
+                (kept if not cfg.dynamic_sampling.enabled or has_signal(group) else filtered).append(group)
+            if len(kept) == cfg.prompts_per_step:
+                break
+        return kept, filtered
+
+    def check_sampler(self, batch: Batch, step: int) -> float:
+        """Mean |sampler logprob - trainer logprob| over a few completions: a weight sync that did not happen, or that
+        missed a tensor, shows here before the step trains on it."""
+        some = batch.rows(range(0, len(batch), max(1, len(batch) // GAP_ROWS)))
+        gaps = (self.parts.backend.logprobs(some) - some.sampler_logprobs)[some.loss_mask].abs()
+        gap = float(gaps.mean()) if len(gaps) else 0.0
+        if not gap <= self.max_gap and self.cfg.correction.name == "none":
+            raise RuntimeError(
+                f"step {step}: the sampler's log-probabilities differ from the trainer's by {gap:.3g} nats on average "
+                f"(rollout.max_logprob_gap={self.max_gap:g}): the sampler has other weights than the trainer, or "
+                "another precision. If that gap is expected, raise the limit and set correction=token_truncate"
+            )
+        return gap
+
+    def with_old_and_reference(self, batch: Batch) -> Batch:
+        """The log-probabilities that the updates compare with, taken before the first of them."""
+        old = self.parts.backend.logprobs(batch) if self.needs_old else None
+        ref = None
+        if self.reference is not None:
+            cfg = self.cfg
+            ref = self.reference.score(
+                batch, cfg.sampling.temperature, cfg.backend.logprob_chunk, cfg.micro_batch_tokens, self.parts.autocast
+            )
+        return replace(batch, old_logprobs=old, ref_logprobs=ref)
+
+    def kl_penalty(self, batch: Batch) -> tuple[Tensor, float]:
+        """beta * sum_t k_t for each completion (B,), to be taken from its reward, and the mean k per token."""
+        assert batch.old_logprobs is not None
+        assert batch.ref_logprobs is not None
+        distance = KLS[self.cfg.kl.estimator](batch.old_logprobs, batch.ref_logprobs) * batch.loss_mask
+        return self.kl_coefficient * distance.sum(1), float(distance.sum() / batch.loss_mask.sum().clamp(min=1))
+
+    def update(self, batch: Batch, step: int) -> Metrics:
+        """updates_per_step optimizer updates per pass, each on its share of the rows; metrics are means over them."""
+        shares = self.shares(batch)
+        results = [
+            self.parts.backend.step(
+                share,
+                lambda logprobs, entropy, part: self.loss(logprobs, entropy, part, self.kl_coefficient),
+                with_entropy=bool(self.cfg.loss.entropy_bonus),
+            )
+            for _ in range(self.cfg.passes)
+            for share in shares
+        ]
+        names = dict.fromkeys(name for result in results for name in result)
+        return {name: sum(r[name] for r in results if name in r) / sum(name in r for r in results) for name in names}
+
+    def shares(self, batch: Batch) -> list[Batch]:
+        """The rows of each update, siblings together. The weights are those of the whole step, times the number of
+        updates, so a token weighs the same in whichever update it lands."""
+        count = self.cfg.updates_per_step
+        bounds = [round(i * len(batch) / count) for i in range(count + 1)]
+        shares = [batch.rows(range(a, b)).scale_weights(count) for a, b in pairwise(bounds) if a < b]
+        if self.every_row_counts:
+            return shares
+        # an advantage of exactly 0 has exactly no gradient: skipping the row changes nothing but the time
+        return [share.rows(share.advantages.abs().sum(1).nonzero().squeeze(1)) for share in shares]
+
+    def move_reference_and_coefficient(self, metrics: Metrics, step: int) -> None:
+        if self.reference is None:
+            return
+        metrics["kl/coefficient"] = self.kl_coefficient
+        if self.cfg.kl.target:
+            self.kl_coefficient = adapt(self.kl_coefficient, metrics["kl/ref"], self.cfg.kl.target)
+        move_reference(self.reference, self.parts.backend.weights(), self.cfg.kl, step)
+
+    def save(self, path: Path) -> dict[str, Any]:
+        if self.reference is not None and self.cfg.kl.reference != "fixed":
+            save_reference(self.reference, path)
+        return {"kl_coefficient": self.kl_coefficient}
+
+    def load(self, path: Path, state: dict[str, Any], step: int) -> None:
+        self.kl_coefficient = state["kl_coefficient"]
+        if self.reference is not None and self.cfg.kl.reference != "fixed":
+            load_reference(self.reference, path)
+        self.parts.engine.update_weights(self.parts.backend.weights(), version=step)

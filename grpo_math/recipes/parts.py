@@ -1,0 +1,153 @@
+"""The parts a recipe is built from: policy, engine, backend, scorer, and the stream of prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from grpo_math import config
+from grpo_math.backend.base import Metrics, TrainBackend
+from grpo_math.backend.torch import DTYPES, TorchBackend
+from grpo_math.find import find_task, find_verifier
+from grpo_math.groups import score_groups
+from grpo_math.plan import resolve_rewards
+from grpo_math.policy import Policy
+from grpo_math.problems import ProblemSource, ProblemStream, load_problems
+from grpo_math.prompts import MakePrompt, prompt_maker
+from grpo_math.recipes.watchdog import Watchdog
+from grpo_math.rollout.engine import RolloutEngine
+from grpo_math.rollout.hf import HFEngine
+from grpo_math.scoring import Scorer
+from grpo_math.types import Completion, Group, Prompt, UserError
+
+MAX_TOO_LONG = 1000  # prompts in a row that do not fit: then none will
+
+
+@dataclass(frozen=True)
+class StepResult:
+    metrics: Metrics
+    completions: list[dict[str, Any]] = field(default_factory=list)
+    finished: bool = False  # the recipe has reached what it was asked for before the last step
+
+
+class Recipe(Protocol):
+    def step(self, step: int) -> StepResult: ...
+
+    def save(self, path: Path) -> dict[str, Any]:
+        """Write what the backend does not know; return what is small enough for JSON."""
+
+    def load(self, path: Path, state: dict[str, Any], step: int) -> None: ...
+
+
+class PromptStream:
+    """Fresh prompts that fit the context, for ever. Those that do not are passed over and counted in `too_long`."""
+
+    def __init__(self, problems: ProblemStream, make: MakePrompt, room: int) -> None:
+        self.problems, self.make, self.room = problems, make, room
+        self.too_long = 0
+
+    def take(self, count: int) -> list[Prompt]:
+        prompts: list[Prompt] = []
+        in_a_row = 0
+        while len(prompts) < count:
+            for prompt in map(self.make, self.problems.take(count - len(prompts))):
+                if len(prompt.token_ids) <= self.room:
+                    prompts.append(prompt)
+                    in_a_row = 0
+                else:
+                    in_a_row += 1
+                    self.too_long += 1
+            if in_a_row >= MAX_TOO_LONG:
+                raise UserError(
+                    f"{in_a_row} prompts in a row have more than {self.room} tokens, which is what the model's context "
+                    "leaves beside sampling.max_tokens; lower sampling.max_tokens or take a model with a longer context"
+                )
+        return prompts
+
+    def state(self) -> dict[str, Any]:
+        return {"problems": self.problems.state(), "too_long": self.too_long}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.problems.restore(state["problems"])
+        self.too_long = state["too_long"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    policy: Policy
+    engine: RolloutEngine
+    backend: TrainBackend
+    scorer: Scorer
+    stream: PromptStream
+    watchdog: Watchdog
+    autocast: torch.dtype | None
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> list[Group]:
+        return score_groups(self.scorer, prompts, completions)
+
+
+def prompts_of(task: config.Task, source: ProblemSource, policy: Policy) -> list[Prompt]:
+    """Every problem of a finite split as a prompt, in order."""
+    make = prompt_maker(task, find_task(task.name), policy.tokenizer)
+    return [make(problem) for problem in source.problems or []]
+
+
+def build_parts(cfg: config.Common, policy: Policy, updates: int) -> Parts:
+    autocast = DTYPES[cfg.backend.dtype]
+    rewards = resolve_rewards(cfg)
+    check = getattr(find_verifier(rewards[0].verifier), "check", None)
+    source = load_problems(cfg.task, check)
+    source.require(cfg.prompts_per_step)
+    room = policy.context - cfg.sampling.max_tokens
+    if room < 1:
+        raise UserError(
+            f"sampling.max_tokens={cfg.sampling.max_tokens} leaves no room for a prompt in the model's context of "
+            f"{policy.context} tokens; set sampling.max_tokens={policy.context // 2} or less"
+        )
+    return Parts(
+        policy=policy,
+        engine=HFEngine(policy, cfg.rollout.max_rows, autocast),
+        backend=TorchBackend(
+            policy, cfg.backend, cfg.optimizer, updates, cfg.micro_batch_tokens, cfg.sampling.temperature
+        ),
+        scorer=Scorer(rewards, cfg.scoring),
+        stream=PromptStream(
+            ProblemStream(source, cfg.seed), prompt_maker(cfg.task, find_task(cfg.task.name), policy.tokenizer), room
+        ),
+        watchdog=Watchdog(cfg.phase_timeout_s),
+        autocast=autocast,
+    )
+
+
+def step_seed(*parts: int | str) -> int:
+    """One 63-bit seed out of several numbers: neighbours (seed 0 step 1, seed 1 step 0) share nothing."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class Stopwatch:
+    """`with watch("generate"):` adds to watch.seconds["generate"], under the watchdog's eye."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self.watchdog = watchdog
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        self.watchdog.enter(name)
+        try:
+            yield
+        finally:
+            self.watchdog.leave()
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def metrics(self) -> Metrics:
+        return {f"time/{name}": seconds for name, seconds in self.seconds.items()}

@@ -1,0 +1,78 @@
+"""Supervised fine-tuning on worked solutions: maximum likelihood of the completion tokens, prompts untrained.
+
+A problem brings its solution in metadata["solution"]. Left out: packing, files of samples and preferences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from grpo_math import config
+from grpo_math.batch import Batch, pad_rows
+from grpo_math.losses import token_mean
+from grpo_math.problems import load_problems
+from grpo_math.recipes.parts import Parts, StepResult, Stopwatch, prompts_of, step_seed
+from grpo_math.recipes.records import accuracy
+from grpo_math.types import Completion, Prompt, Sampling, UserError
+
+
+class SFT:
+    """The state of a run between steps, and `step`, which takes it one update on."""
+
+    def __init__(self, cfg: config.SFT, parts: Parts) -> None:
+        self.cfg, self.parts = cfg, parts
+        # held-out problems, so that `stop` measures what was learnt and not what was seen
+        self.held_out: list[Prompt] = []
+        if cfg.stop is not None:
+            task = cfg.task.model_copy(update={"split": "test", "limit": cfg.stop.problems})
+            self.held_out = prompts_of(task, load_problems(task, None), parts.policy)
+
+    def step(self, step: int) -> StepResult:
+        watch = Stopwatch(self.parts.watchdog)
+        with watch("update"):
+            rows = [(prompt, self.solution(prompt)) for prompt in self.parts.stream.take(self.cfg.prompts_per_step)]
+            batch = pad_rows(rows, [True] * len(rows), self.parts.policy.pad_id)
+            batch = replace(batch, weights=token_mean(batch.loss_mask, 1))
+            metrics = self.parts.backend.step(batch, negative_log_likelihood)
+            self.parts.engine.update_weights(self.parts.backend.weights(), version=step)
+        metrics["completion/length"] = float(batch.loss_mask.sum()) / len(batch)
+
+        finished, stop = False, self.cfg.stop
+        if stop is not None and step % stop.every == 0:
+            with watch("generate"):
+                sampling = Sampling(1, self.cfg.sampling.max_tokens, 1.0, seed=step_seed(self.cfg.seed, "stop", step))
+                completions = self.parts.engine.generate(self.held_out, sampling)
+            with watch("verify"):
+                groups = self.parts.score(self.held_out, completions)
+            metrics["eval/accuracy"] = accuracy([s for group in groups for s in group.scores])
+            finished = metrics["eval/accuracy"] >= stop.accuracy
+        metrics |= watch.metrics()
+        return StepResult(metrics, finished=finished)
+
+    def solution(self, prompt: Prompt) -> Completion:
+        """The worked solution as a completion, ended by the end-of-sequence token, which is trained."""
+        text = prompt.problem.metadata.get("solution")
+        if not isinstance(text, str):
+            where = prompt.problem.metadata.get("source", prompt.problem.id)
+            raise UserError(
+                f"{where}: no worked solution to learn from; recipe sft needs metadata['solution'] in every problem"
+            )
+        tokenizer = self.parts.policy.tokenizer
+        ids = (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+        ids = ids[: self.cfg.sampling.max_tokens]
+        return Completion(ids, (0.0,) * len(ids), text, "stop", 0)
+
+    def save(self, path: Path) -> dict[str, Any]:
+        return {}
+
+    def load(self, path: Path, state: dict[str, Any], step: int) -> None:
+        self.parts.engine.update_weights(self.parts.backend.weights(), version=step)
+
+
+def negative_log_likelihood(logprobs: Tensor, entropy: Tensor | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """-sum_t w_t log p_t, with the mean over the tokens of the update as weights."""
+    return -(logprobs * batch.weights).sum(), {}

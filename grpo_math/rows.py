@@ -1,0 +1,177 @@
+"""Rows of problems from a file of JSON or from the Hub, with an error for each way that a file can be wrong.
+
+Every error names file:line, what is wrong and the remedy. Left out: what the fields mean, which is the task's business.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from grpo_math.find import nearest
+from grpo_math.types import UserError
+
+
+def rows(
+    path: str | None, hub: tuple[str, str | None], split: str, fields: tuple[str, ...]
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(number from 1, source for people, row) from `path` where given, else from the Hub data set (id, config).
+
+    {split} in `path` stands for the split, so that one `task.path` serves training and evaluation.
+    """
+    if path is None:
+        dataset_id, config_name = hub
+        for number, row in hub_rows(dataset_id, config_name, split, fields):
+            yield number, f"{dataset_id}/{split}:{number}", row
+    else:
+        path = path.replace("{split}", split)
+        for number, row in read_rows(path, fields):
+            yield number, f"{path}:{number}", row
+
+
+def check_split(task: str, split: str, splits: tuple[str, ...]) -> None:
+    if split not in splits:
+        raise UserError(
+            f"task.split={split!r}: {task} on the Hub has no such split, only {', '.join(splits)}; set "
+            f"task.split={nearest(split, splits) or splits[0]}, or give your own data as task.path=FILE"
+        )
+
+
+def read_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, row) of JSON lines, or (position, row) of one JSON list in a .json file; either may be .gz.
+
+    Each row has every one of `fields` as a non-empty string. Blank lines are skipped. Raises UserError.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        inside = sorted(p.name for p in file.iterdir() if ".json" in p.name)
+        raise UserError(f"{path} is a folder; give the file in it, {' or '.join(inside[:5]) or 'JSON lines'}")
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+            parse = _json_list if suffix == ".json" else _json_lines
+            number = 0
+            for number, row in parse(path, cast(BinaryIO, stream)):
+                _check_row(f"{path}:{number}", row, fields)
+                yield number, row
+    except FileNotFoundError as error:
+        raise UserError(_missing(path, file)) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}); check its permissions and that it is whole") from error
+    if not number:
+        raise UserError(f"{path} has no rows; give a file with one JSON object a line, with the {_list(fields)}")
+
+
+def hub_rows(
+    dataset_id: str, config_name: str | None, split: str, fields: tuple[str, ...]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number from 1, row) of a Hub data set, downloaded or from the local cache. Raises UserError."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        data = load_dataset(dataset_id, config_name, split=split)
+    # without a network: ConnectionError (an OSError) after five tries; not on the Hub: DatasetNotFoundError, both a
+    # DatasetsError and an OSError; a config or split that it does not have: ValueError
+    except (OSError, ValueError, DatasetsError) as error:
+        raise UserError(
+            f"the data set {dataset_id} cannot be loaded from the Hugging Face Hub ({_first_line(error)}). On a "
+            f"machine without the Hub give the split {split!r} as JSON lines with the {_list(fields)}: task.path=FILE"
+        ) from error
+    number = 0
+    for number, row in enumerate(data, 1):
+        _check_row(f"{dataset_id}/{split}:{number}", row, fields)
+        yield number, row
+    if not number:
+        raise UserError(f"the split {split!r} of {dataset_id} has no rows; choose another with task.split")
+
+
+def _json_lines(path: str | Path, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+    # split at b"\n" alone: str.splitlines would also break a row at U+2028, which JSON allows inside a string
+    for number, line in enumerate(stream, 1):
+        if line.strip():
+            yield number, _parse(path, line, number)
+
+
+def _json_list(path: str | Path, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+    content = stream.read()
+    data = _parse(path, content, None) if content.strip() else []
+    if not isinstance(data, list):
+        raise UserError(
+            f"{path} holds {_kind(data)}; a .json file must hold a list of objects (for one object a line, name it "
+            ".jsonl)"
+        )
+    yield from enumerate(data, 1)
+
+
+def _parse(path: str | Path, content: bytes, number: int | None) -> Any:
+    """One JSON value: line `number` of the file, or all of it."""
+    where = str(path) if number is None else f"{path}:{number}"
+    try:
+        # utf-8-sig: a byte order mark, as some editors write, is not an error
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where} is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}); convert the file: "
+            "iconv -f ISO-8859-1 -t UTF-8"
+        ) from error
+    except json.JSONDecodeError as error:
+        where = f"{path}:{number or error.lineno}"
+        list_hint = "; name a file that is one list of objects .json" if content.strip() == b"[" else ""
+        raise UserError(
+            f"{where}: broken JSON, {error.msg} at column {error.colno}; mend or delete the line{list_hint}"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of over 4,300 digits, or brackets nested too deep
+        raise UserError(f"{where}: JSON that cannot be read ({error}); mend or delete the line") from error
+
+
+def _check_row(where: str, row: Any, fields: tuple[str, ...]) -> None:
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is {_kind(row)}, not an object with the {_list(fields)}; mend or delete the row")
+    for field in fields:
+        if field not in row:
+            near = nearest(field, row)
+            raise UserError(
+                f"{where} has no field {field!r}, only {', '.join(map(repr, row)) or 'an empty object'}; "
+                + (
+                    f"did you mean to name {near!r} {field!r}?"
+                    if near
+                    else "add it, or use the task that fits the file"
+                )
+            )
+        value = row[field]
+        if not isinstance(value, str):
+            raise UserError(
+                f"{where}: {field!r} is {_kind(value)}, {json.dumps(value, default=str)[:40]}, where a string is "
+                "expected; put it in quotes"
+            )
+        if not value.strip():
+            raise UserError(f"{where}: {field!r} is empty; fill it in or delete the row")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # half of a "\ud83d\ude00" pair: every tokenizer would refuse it later
+            raise UserError(f"{where}: {field!r} holds half a Unicode pair, {error.reason}; mend the row") from error
+
+
+def _missing(path: str | Path, file: Path) -> str:
+    if not file.parent.is_dir():
+        return f"{path} does not exist, and neither does its folder {file.parent}; check task.path"
+    near = nearest(file.name, [p.name for p in file.parent.iterdir()])
+    return f"{path} does not exist; " + (f"did you mean {Path(path).parent / near}?" if near else "check task.path")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    return names.get(type(value), "null" if value is None else f"a {type(value).__name__}")
+
+
+def _list(fields: tuple[str, ...]) -> str:
+    return f"field{'s' * (len(fields) > 1)} {' and '.join(fields)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,140 @@
+"""Run verifiers in processes that can be killed. Not a security sandbox.
+
+Every verifier judges every completion; the reward is the weighted sum. A verifier that raises, hangs, dies or returns
+nonsense gives a `timeout` or `error` without a reward, never a zero, and above a set share it stops the run. Leaves out
+the processes themselves (scoring_pool.py, scoring_worker.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+
+from grpo_math.config import Reward, Scoring
+from grpo_math.find import find_verifier
+from grpo_math.scoring_pool import Job, Pool
+from grpo_math.types import Completion, Problem, Scored, UserError, Verdict
+
+FEW = 3  # failures that are tolerated in a call whatever their share, unless nothing else is left
+SHOWN = 3  # details in the message of a ScoringError
+
+
+class ScoringError(RuntimeError):
+    """Verifiers failed on more completions than scoring.max_error_share allows. `scored` has all of the call."""
+
+    def __init__(self, message: str, scored: list[Scored]):
+        super().__init__(message)
+        self.scored = scored
+
+
+class Scorer:
+    """Judges completions by `rewards`, the first of which is the task's own. Works from any thread; use as a context
+    manager, or close it.
+
+    Raises UserError for a verifier that there is not, or that does not take its options.
+    """
+
+    def __init__(self, rewards: list[Reward], scoring: Scoring):
+        for reward in rewards:
+            _check_options(reward)
+        self.rewards, self.scoring = list(rewards), scoring
+        self._pool = Pool(rewards, scoring.workers, scoring.timeout_s)
+        self._lock = threading.Lock()
+
+    def score(
+        self, items: Sequence[tuple[Problem, Completion]], progress: Callable[[int], None] | None = None
+    ) -> list[Scored]:
+        """One Scored per item, in order; `progress` is told how many are done. Raises ScoringError.
+
+        The same text for the same problem is judged once.
+        """
+        keys = [(problem.id, completion.text) for problem, completion in items]
+        copies = Counter(keys)
+        unique = {key: problem for key, (problem, _) in zip(keys, items, strict=True)}
+        order = list(unique)
+        jobs: list[Job] = [(unique[key], key[1], which) for key in order for which in range(len(self.rewards))]
+        verdicts: list[list[Verdict | None]] = [[None] * len(self.rewards) for _ in order]
+        finished = 0
+
+        def done(number: int, verdict: Verdict) -> None:
+            nonlocal finished
+            row, which = divmod(number, len(self.rewards))
+            verdicts[row][which] = verdict
+            if progress is not None and None not in verdicts[row]:
+                finished += copies[order[row]]
+                progress(finished)
+
+        with self._lock:
+            self._pool.run(jobs, done)
+        row_of = {key: row for row, key in enumerate(order)}
+        scored = [
+            self._scored(verdicts[row_of[key]], completion) for key, (_, completion) in zip(keys, items, strict=True)
+        ]
+        self._refuse_too_many_errors(items, scored)
+        return scored
+
+    def close(self) -> None:
+        """Kill the workers. A later `score` starts new ones."""
+        with self._lock:
+            self._pool.close()
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _scored(self, row: Sequence[Verdict | None], completion: Completion) -> Scored:
+        parts: dict[str, Verdict] = {}
+        reward: float | None = 0.0
+        for setting, verdict in zip(self.rewards, row, strict=True):
+            assert verdict is not None
+            parts[setting.verifier] = _truncated(verdict, completion)
+            if reward is not None:
+                reward = None if verdict.reward is None else reward + setting.weight * verdict.reward
+        return Scored(reward, parts[self.rewards[0].verifier], parts)
+
+    def _refuse_too_many_errors(self, items: Sequence[tuple[Problem, Completion]], scored: list[Scored]) -> None:
+        """A few failures in a small call are bad luck; a share of a large one, or all of any, is a broken verifier."""
+        failed = [(problem, s) for (problem, _), s in zip(items, scored, strict=True) if s.reward is None]
+        allowed = self.scoring.max_error_share
+        if len(failed) <= allowed * len(items) or (len(failed) < FEW and len(failed) < len(items)):
+            return
+        bad = [(problem.id, name, v) for problem, s in failed for name, v in s.parts.items() if v.reward is None]
+        names = Counter(name for _, name, _ in bad)
+        reasons = Counter(v.reason for _, _, v in bad)
+        details = dict.fromkeys(v.detail for _, _, v in bad)
+        first = {detail: next(id for id, _, v in bad if v.detail == detail) for detail in list(details)[:SHOWN]}
+        raise ScoringError(
+            f"verifier {', '.join(names)} failed on {len(failed)} of {len(items)} completions "
+            f"({len(failed) / len(items):.0%}, scoring.max_error_share={allowed} allows {allowed:.0%}): "
+            + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            + "".join(f"\n  {id}: {detail}" for detail, id in first.items())
+            + "\nMend the verifier (try it: grpo-math verify NAME), or raise scoring.timeout_s where it is only slow",
+            scored,
+        )
+
+
+def _truncated(verdict: Verdict, completion: Completion) -> Verdict:
+    """A completion that was cut off and is not right is no wrong answer, and keeps the reward it got."""
+    if completion.finish_reason != "length" or verdict.reason == "correct" or verdict.reward is None:
+        return verdict
+    return replace(verdict, reason="truncated")
+
+
+def _check_options(reward: Reward) -> None:
+    verify = find_verifier(reward.verifier).verify
+    try:
+        inspect.signature(verify).bind(None, "", **reward.options)
+    except TypeError as error:
+        takes = [p.name for p in list(inspect.signature(verify).parameters.values())[2:]]
+        raise UserError(
+            f"rewards: verifier {reward.verifier} with options={reward.options}: {error}; "
+            + (f"it takes {', '.join(takes)}" if takes else "it takes no options")
+        ) from error

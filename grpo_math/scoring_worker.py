@@ -1,0 +1,157 @@
+"""The process in which verifiers run: reads jobs, writes one verdict after the other. Started by scoring_pool.py.
+
+Leaves out deadlines: the parent has those, since a verifier that hangs inside C cannot be stopped from within. Never
+imports torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import numbers
+import os
+import pickle
+import select
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, get_args
+
+from grpo_math.find import find_verifier
+from grpo_math.types import Problem, Reason, UserError, Verdict
+
+HEADER = struct.Struct("<I")  # the length of the pickled message that follows
+MAX_DETAIL = 1000
+_F_SETSIG = 10  # Linux's, which Python's fcntl does not name
+
+Fields = tuple[float | None, Reason, str, str | None, Any]  # a Verdict's, plain: they pickle in a third of the time
+
+
+def main() -> None:
+    """Serve until the parent closes the pipe. argv is the parent's sys.path (see scoring_pool.Worker)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # what a verifier prints goes to stderr, not between the messages
+    lifeline, names, options = pickle.load(requests)
+    die_with_parent(lifeline)
+    try:
+        verifiers = [find_verifier(name) for name in names]
+    except UserError as error:
+        send(replies, ("failed", str(error)))
+        return
+    send(replies, ("ready",))
+    while True:
+        try:
+            jobs = pickle.load(requests)
+        except EOFError:
+            return
+        except (AttributeError, ImportError, pickle.UnpicklingError) as error:
+            send(
+                replies, ("failed", f"a problem's metadata cannot be sent to another process: {error}; use plain data")
+            )
+            return
+        send(replies, ("start", time.monotonic()))
+        for number, which, problem, text in jobs:
+            send(
+                replies,
+                (number, time.monotonic(), *judge(names[which], verifiers[which], options[which], problem, text)),
+            )
+
+
+def send(file: int, message: tuple[Any, ...]) -> None:
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    data = HEADER.pack(len(data)) + data
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def judge(name: str, verifier: ModuleType, options: Mapping[str, Any], problem: Problem, text: str) -> Fields:
+    """The verifier's verdict, or an `error` that says what is wrong with the verifier. Never a reward of our own."""
+    try:
+        verdict = verifier.verify(problem, text, **options)
+    except (Exception, SystemExit) as error:  # whatever a user's code raises is an error by name, not a zero reward
+        return _error(f"{name}: {describe(error, verifier.__file__)}")
+    complaint = nonsense(verdict)
+    if complaint:
+        return _error(f"{name}: {complaint}")
+    reward = None if verdict.reward is None else float(verdict.reward)
+    return reward, verdict.reason, verdict.detail, verdict.answer, verdict.step_rewards
+
+
+def describe(error: BaseException, file: str | None) -> str:
+    """Type, message and the last line of the verifier's own file that ran."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without judge itself
+    own = [frame for frame in frames if frame.filename == file] or frames
+    where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    return "".join(traceback.format_exception_only(error)).strip() + where
+
+
+def nonsense(verdict: object) -> str | None:
+    """What makes this no Verdict that training could use, or None."""
+    if not isinstance(verdict, Verdict):
+        return f"returned {_show(verdict)}, not a Verdict"
+    if verdict.reason not in get_args(Reason):
+        return f"returned the reason {_show(verdict.reason)}; known: {', '.join(get_args(Reason))}"
+    reward = verdict.reward
+    if reward is None:
+        if verdict.reason not in ("timeout", "error"):
+            return f"returned no reward with the reason {verdict.reason!r}; that is for timeout and error"
+    elif not _is_number(reward):
+        return f"returned the reward {_show(reward)}; return a finite float"
+    elif verdict.reason in ("timeout", "error"):
+        return f"returned the reward {reward} with the reason {verdict.reason!r}; where a verifier fails it is None"
+    if not isinstance(verdict.detail, str) or not isinstance(verdict.answer, str | None):
+        return "returned a detail or answer that is not a string"
+    return None if verdict.step_rewards is None else _nonsense_steps(verdict.step_rewards)
+
+
+def _nonsense_steps(steps: object) -> str | None:
+    if not isinstance(steps, Sequence) or not all(isinstance(s, Sequence) and len(s) == 2 for s in steps):
+        return f"returned the step_rewards {_show(steps)}; return ((end, reward), ...)"
+    ends = [end for end, _ in steps]
+    if not all(isinstance(end, int) for end in ends) or ends != sorted(ends):
+        return f"returned step_rewards with the ends {_show(ends)}; they are rising character offsets"
+    if not all(_is_number(reward) for _, reward in steps):
+        return f"returned step_rewards with a reward that is not a finite float: {_show(steps)}"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _show(value: object) -> str:
+    return f"{type(value).__name__} {repr(value)[:80]}"
+
+
+def _error(detail: str) -> Fields:
+    return None, "error", detail[:MAX_DETAIL], None, None
+
+
+def die_with_parent(lifeline: int) -> None:
+    """Have this process and all its children killed when the parent, which holds the other end, is gone.
+
+    On Linux the kernel does it, even while a verifier is stuck in C code: the pipe's hang-up is made to raise SIGKILL
+    in our process group. (PR_SET_PDEATHSIG would also strike when the thread that started us ends.)
+    """
+    if sys.platform == "linux":
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+        poll = select.poll()
+        poll.register(lifeline, select.POLLHUP)
+        if poll.poll(0):  # gone already, before the kernel was told
+            os.killpg(0, signal.SIGKILL)
+        return
+
+    def wait() -> None:
+        os.read(lifeline, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,0 +1,107 @@
+"""What flows through a run: Problem -> Prompt -> Completion -> Verdict -> Group -> (batch.py) Batch.
+
+Plain frozen dataclasses, free of torch, so that a verifier's worker process starts in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+Reason = Literal["correct", "wrong", "no_answer", "truncated", "timeout", "error"]
+
+
+class UserError(ValueError):
+    """Something the user can mend. The message names the key or file, the value and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What to solve, and what is needed to check it."""
+
+    id: str
+    task: str
+    question: str
+    answer: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Exactly what the engine sees. `token_ids` are authoritative; `text` is for people."""
+
+    problem: Problem
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer.
+
+    `logprobs[t]` is the sampler's own log-probability of `token_ids[t]` at the sampling temperature, in nats. The
+    end-of-sequence token, where one was sampled, is the last token. `text` is what the verifier reads: decoded once,
+    without special tokens, and never tokenised again.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: FinishReason
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier says of one completion.
+
+    reward: None where the verifier itself failed (`timeout`, `error`): a missing score is not a zero.
+    answer: what the verifier read as the final answer, for majority votes and for people.
+    step_rewards: for process supervision, (end of the step as a character offset in the text, reward) per step.
+    """
+
+    reward: float | None
+    reason: Reason
+    detail: str = ""
+    answer: str | None = None
+    step_rewards: tuple[tuple[int, float], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One completion's verdicts, a verifier each, and the reward that training uses.
+
+    reward is the weighted sum of the parts, None as soon as one part has no score. verdict is that of the first
+    verifier, the task's own: dynamic sampling and accuracy look at it alone.
+    """
+
+    reward: float | None
+    verdict: Verdict
+    parts: Mapping[str, Verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The G sibling completions of one prompt, and their scores."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    scores: tuple[Scored, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw completions. temperature 0 is greedy; top_p 1 and top_k 0 are off; seed fixes every token.
+
+    The trainer can follow temperature exactly. top_p and top_k cut the distribution at a place that moves with the
+    weights, so that even an unchanged policy would have ratios other than 1: training refuses them.
+    """
+
+    n: int
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0

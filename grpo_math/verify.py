@@ -1,0 +1,117 @@
+"""Run verifiers on what they should accept and refuse: their own examples, and every gold answer of a task.
+
+All of it goes through scoring.Scorer, so that a verifier that hangs is killed like in training. Left out: judging a
+model's completions (evaluate.py).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from grpo_math import config
+from grpo_math.find import find_task, find_verifier, verifier_of
+from grpo_math.problems import PEEK, load_problems
+from grpo_math.scoring import Scorer
+from grpo_math.types import Completion, Problem, Verdict
+
+LONG = 200  # items from which a progress bar is worth its flicker
+
+
+def verify_examples(names: Sequence[str], workers: int, timeout_s: float) -> bool:
+    """Print, for each verifier, the examples whose reward is not the one its file states. True if there are none."""
+    good = True
+    for name in names:
+        module = find_verifier(name)
+        examples: list[tuple[Problem, str, float]] | None = getattr(module, "EXAMPLES", None)
+        if not examples:
+            print(f"{name}: no EXAMPLES; add a list of (Problem, completion text, reward) to {module.__file__}")
+            good = False
+            continue
+        # examples need no ids of their own, but the scorer tells problems apart by them
+        items = [(replace(p, id=f"example {i}"), completion_of(text)) for i, (p, text, _) in enumerate(examples, 1)]
+        verdicts = _score(name, items, workers, timeout_s)
+        failed = [
+            f"  FAILED example {i}: reward {verdict.reward}, not {expected} ({_why(verdict)})\n"
+            f"    answer {problem.answer!r}, completion {_short(text)}"
+            for i, ((problem, text, expected), verdict) in enumerate(zip(examples, verdicts, strict=True), 1)
+            if verdict.reward is None or abs(verdict.reward - expected) > 1e-9
+        ]
+        print(
+            "\n".join([f"{name}: {len(examples) - len(failed)} of {len(examples)} examples as they should be", *failed])
+        )
+        good = good and not failed
+    return good
+
+
+def verify_gold(task: config.Task, verifier: str | None, workers: int, timeout_s: float) -> bool:
+    """Print how many of a task's own answers its verifier accepts, and each refused one. True if none is refused."""
+    module, verifier = find_task(task.name), verifier_of(task.name, verifier)
+    check: Callable[[Problem], str | None] | None = getattr(find_verifier(verifier), "check", None)
+    source = load_problems(task)
+    problems = source.problems
+    if problems is None:
+        problems = list(islice(source.start(), PEEK))
+        print(f"task {task.name} has no end: taking its first {PEEK:,} problems (--limit changes that)")
+    gold: Callable[[Problem], str] = getattr(module, "gold_completion", lambda problem: f"\\boxed{{{problem.answer}}}")
+    began = time.monotonic()
+    verdicts = _score(verifier, [(p, completion_of(gold(p))) for p in problems], workers, timeout_s)
+    refused = []
+    for problem, verdict in zip(problems, verdicts, strict=True):
+        complaint = None if verdict.reason == "correct" else _why(verdict)
+        # not after a time-out: `check` runs in this process and would hang it
+        if check is not None and verdict.reason != "timeout" and (said := check(problem)) is not None:
+            complaint = f"left out of training: {said}"
+        if complaint is not None:
+            where = problem.metadata.get("source", problem.id)
+            refused.append(f"  REFUSED {where}: answer {_short(problem.answer)}: {complaint}")
+    accepted = len(problems) - len(refused)
+    figures = f"{accepted:,} of {len(problems):,} gold answers accepted in {time.monotonic() - began:.1f} s"
+    print("\n".join([f"task {task.name}, split {task.split}, verifier {verifier}: {figures}", *refused]))
+    return not refused
+
+
+def verify_pair(verifier: str, answer: str, completion: str, workers: int, timeout_s: float) -> Verdict:
+    """The verdict on one completion, given the right answer."""
+    find_verifier(verifier)
+    problem = Problem("command line", "command line", "", answer)
+    return _score(verifier, [(problem, completion_of(completion))], workers, timeout_s)[0]
+
+
+def completion_of(text: str) -> Completion:
+    """A completion that nobody sampled, as far as a verifier can tell."""
+    return Completion((), (), text, "stop", 0)
+
+
+def _score(verifier: str, items: Sequence[tuple[Problem, Completion]], workers: int, timeout_s: float) -> list[Verdict]:
+    # the share of errors that stops a run would hide which items they are
+    scoring = config.Scoring(workers=workers, timeout_s=timeout_s, max_error_share=1.0)
+    with Scorer([config.Reward(verifier=verifier)], scoring) as scorer:
+        scored = scorer.score(items, _progress_bar(len(items)))
+    return [item.verdict for item in scored]
+
+
+def _progress_bar(total: int) -> Callable[[int], None] | None:
+    """A line on the terminal that keeps itself up to date and is gone at the end; none for what is done at once."""
+    if total < LONG or not sys.stderr.isatty():
+        return None
+
+    def show(done: int) -> None:
+        if done == total:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        elif done % (total // 100) == 0:
+            print(f"\r[{'#' * (40 * done // total):<40}] {done:,}/{total:,}", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _why(verdict: Verdict) -> str:
+    read = f", read {_short(verdict.answer)}" if verdict.answer is not None else ""
+    return f"{verdict.reason}{read}{': ' + verdict.detail if verdict.detail else ''}"
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 200 else f"{text[:200]!r}..."

@@ -1,0 +1,12 @@
+"""Tasks, one module each, imported as grpo_math.tasks.NAME.
+
+A task module has:
+    TEMPLATE = "{question}\\n..."  the words put to the model; {question} is filled in by str.replace, so other braces
+                                  stand for themselves
+    VERIFIER = "math"             the verifier its answers are meant for
+    SYSTEM = "..."                optional, the system message for a chat template
+    load(split, path=None, **options) -> Iterable[Problem]
+                                  a list for finite data, an iterator that never ends for generated problems
+
+No registration and no base class: `task: NAME` finds the file here, `task: ./my_task.py` finds one anywhere.
+"""

@@ -1,0 +1,29 @@
+"""Fixtures: a tiny random policy, and the real data beside the checkout where it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may wait for a network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs the benchmark data in ../shared/data, which is not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture
+def new_policy() -> Callable[..., object]:
+    """Makes a tiny Qwen2-type policy with a character tokenizer; the same seed gives the same weights."""
+    from tests.tiny import tiny_policy
+
+    return tiny_policy

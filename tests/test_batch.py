@@ -1,0 +1,48 @@
+"""Rows, masks, micro-batches and shares of a batch."""
+
+from __future__ import annotations
+
+import torch
+
+from grpo_math.batch import make_batch, pad_rows
+from grpo_math.losses import REDUCTIONS
+from grpo_math.types import Problem, Prompt
+from tests.tiny import completion, group
+
+
+def rows(*lengths):
+    asked = Prompt(Problem("p", "t", "q", "1"), (7, 8), "q")
+    return pad_rows([(asked, completion([5] * n)) for n in lengths], [True] * len(lengths), 0)
+
+
+def test_micro_batches_hold_every_row_once_within_the_budget():
+    batch = rows(3, 17, 4, 9, 9, 1, 30)
+    parts = batch.micro_batches(40)
+    assert sorted(i for part in parts for i in part) == list(range(7))
+    for part in parts:
+        assert len(part) == 1 or len(part) * int(batch.lengths[part].max()) <= 40
+
+
+def test_a_row_longer_than_the_budget_is_alone():
+    assert rows(30, 1).micro_batches(8) == [[0], [1]]
+
+
+def test_rows_are_cut_to_the_longest_of_them():
+    batch = rows(3, 17)
+    assert batch.rows([0]).token_ids.shape == (1, 5)
+    assert batch.rows([]).token_ids.shape == (0, 0)
+
+
+def test_the_weights_are_those_of_the_whole_step():
+    groups = [group([1.0, 0.0], [2, 8])]
+    batch = make_batch(groups, REDUCTIONS["token_mean"], 16, 0, mask_truncated=False)
+    short, long = batch.rows([0]), batch.rows([1])
+    assert torch.allclose(short.weights[short.loss_mask], torch.tensor(0.1))
+    assert torch.allclose(long.weights[long.loss_mask], torch.tensor(0.1))
+
+
+def test_advantages_reach_the_trained_tokens_only():
+    batch = make_batch([group([1.0, 0.0], [2, 3])], REDUCTIONS["token_mean"], 16, 0, mask_truncated=False)
+    batch = batch.with_advantages(torch.tensor([2.0, -1.0]))
+    assert batch.advantages[0].tolist() == [0, 0, 0, 2, 2, 0]
+    assert batch.advantages[1].tolist() == [0, 0, 0, -1, -1, -1]

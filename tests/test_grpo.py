@@ -1,0 +1,328 @@
+"""The loop on a tiny random model: a step's parts, resuming bit for bit, signals, and what stops a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from grpo_math.algorithms import ALGORITHMS
+from grpo_math.config import GRPO
+from grpo_math.recipes.run import run
+from grpo_math.types import UserError
+from tests.tiny import save_tiny
+
+TASK = '''
+"""Digits: any completion with a 1 in it is right, so that a random model has something to learn."""
+from grpo_math.types import Problem
+VERIFIER = "{verifier}"
+TEMPLATE = "{{question}}"
+def load(split, path=None):
+    return [Problem(f"{{split}}/{{i}}", "digits", f"{{i}}+{{i}}=", "1", {{"solution": "11"}}) for i in range(24)]
+'''
+VERIFIER = '''
+"""Share of ones."""
+import os, time
+from grpo_math.types import Verdict
+EXAMPLES = []
+def verify(problem, completion):
+    {body}
+    good = completion.count("e") + completion.count("1")
+    return Verdict(float(good > 0), "correct" if good else "wrong", answer=completion[:3])
+'''
+
+
+@pytest.fixture
+def setting(tmp_path: Path):
+    def make(body: str = "pass", **changes: object) -> GRPO:
+        verifier, task = tmp_path / "verifier.py", tmp_path / "task.py"
+        verifier.write_text(VERIFIER.format(body=body))
+        task.write_text(TASK.format(verifier=verifier))
+        model = tmp_path / "model"
+        if not model.exists():
+            save_tiny(model)
+        values: dict[str, object] = {
+            "run_dir": str(tmp_path / "run"),
+            "model": {"path": str(model)},
+            "task": str(task),
+            "steps": 4,
+            "prompts_per_step": 4,
+            "group_size": 4,
+            "optimizer": {"learning_rate": 1e-3},
+            "sampling": {"max_tokens": 8},
+            "checkpoint": {"every": 1, "keep": 9},
+            "scoring": {"workers": 1},
+        }
+        return GRPO.model_validate(values | changes)
+
+    return make
+
+
+def lines(cfg: GRPO, name: str) -> list[dict]:
+    return [json.loads(line) for line in (Path(cfg.run_dir) / name).read_text().splitlines()]
+
+
+def weights(cfg: GRPO, step: int) -> dict[str, torch.Tensor]:
+    return load_file(Path(cfg.run_dir) / "checkpoints" / f"step-{step}" / "model.safetensors")
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def assert_same_run(one: GRPO, other: GRPO, step: int) -> None:
+    assert without_times(lines(one, "metrics.jsonl")) == without_times(lines(other, "metrics.jsonl"))
+    assert lines(one, "completions.jsonl") == lines(other, "completions.jsonl")
+    a, b = weights(one, step), weights(other, step)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_a_folder_that_plain_transformers_loads(setting):
+    cfg = setting()
+    run(cfg)
+    records, metrics = lines(cfg, "completions.jsonl"), lines(cfg, "metrics.jsonl")
+    assert len(records) == 4 * 4 * 4
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    wanted = {"prompt", "completion", "tokens", "reason", "reward", "advantage", "finish_reason", "filtered"}
+    assert wanted <= records[0].keys()
+    for row in metrics:
+        mine = [r for r in records if r["step"] == row["step"]]
+        assert row["reward/mean"] == pytest.approx(sum(r["reward"] for r in mine) / len(mine))
+        assert abs(row["sampler/gap"]) < 1e-5
+    model = AutoModelForCausalLM.from_pretrained(Path(cfg.run_dir) / "model")
+    start = AutoModelForCausalLM.from_pretrained(cfg.model.path)
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
+    assert {r["policy_version"] for r in records if r["step"] == 3} == {2}
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(setting, tmp_path):
+    one = setting(run_dir=str(tmp_path / "one"))
+    two = setting(run_dir=str(tmp_path / "two"))
+    three = setting(run_dir=str(tmp_path / "three"), seed=1)
+    for cfg in (one, two, three):
+        run(cfg)
+    assert_same_run(one, two, 4)
+    assert lines(one, "completions.jsonl") != lines(three, "completions.jsonl")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"updates_per_step": 2, "passes": 2},
+        {"kl": {"coefficient": 0.1, "reference": "ema", "target": 0.05}},
+        {"dynamic_sampling": {"enabled": True, "max_rounds": 3}, "kl": {"coefficient": 0.1, "where": "reward"}},
+    ],
+)
+def test_a_run_in_two_parts_equals_a_run_in_one(setting, tmp_path, changes):
+    whole = setting(run_dir=str(tmp_path / "whole"), **changes)
+    run(whole)
+    half = setting(run_dir=str(tmp_path / "halves"), **changes)
+    run(half.model_copy(update={"steps": 2}))
+    run(half)
+    assert_same_run(whole, half, 4)
+
+
+MAIN = """
+import sys
+from grpo_math.config_file import load_config
+from grpo_math.recipes.run import run
+run(load_config(sys.argv[1]))
+"""
+
+
+def start(cfg: GRPO, tmp_path: Path) -> subprocess.Popen:
+    from grpo_math.config_file import dump_config
+
+    path = tmp_path / "cfg.yaml"
+    path.write_text(dump_config(cfg))
+    return subprocess.Popen([sys.executable, "-c", MAIN, str(path)], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(cfg: GRPO, step: int, process: subprocess.Popen) -> None:
+    """Until the run has begun the step after `step`."""
+    deadline = time.monotonic() + 120
+    while not (Path(cfg.run_dir) / "checkpoints" / f"step-{step}").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+SLOW = "time.sleep(0.05)"
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_resumes_to_the_same_numbers(setting, tmp_path):
+    cfg = setting(SLOW, steps=6, run_dir=str(tmp_path / "killed"))
+    process = start(cfg, tmp_path)
+    wait_for_step(cfg, 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    whole = setting(SLOW, steps=6, run_dir=str(tmp_path / "whole"))
+    run(whole)
+    run(cfg)
+    assert_same_run(whole, cfg, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(setting, tmp_path, number):
+    cfg = setting(SLOW, steps=50, checkpoint={"every": 1, "keep": 60})
+    process = start(cfg, tmp_path)
+    wait_for_step(cfg, 1, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    last = lines(cfg, "metrics.jsonl")[-1]["step"]
+    assert last < 50
+    assert (Path(cfg.run_dir) / "checkpoints" / f"step-{last}").exists()
+
+
+@pytest.mark.slow
+def test_a_stall_names_its_phase_prints_the_stacks_and_exits(setting, tmp_path):
+    cfg = setting("time.sleep(60)", phase_timeout_s=3.0, scoring={"workers": 1, "timeout_s": 100})
+    process = start(cfg, tmp_path)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 70
+    assert "phase `verify`" in errors
+    assert "in score" in errors
+
+
+def test_a_skipped_weight_sync_is_caught_within_one_step(setting, monkeypatch):
+    """The engine keeps weights of its own here, as vLLM does, and is not told of the first update."""
+    from grpo_math.recipes import parts
+    from grpo_math.reference import copy_policy
+    from grpo_math.rollout.hf import HFEngine
+
+    class Forgetful(HFEngine):
+        def __init__(self, policy, *rest):
+            super().__init__(copy_policy(policy), *rest)
+
+        def update_weights(self, weights, version):
+            self.version = version
+
+    monkeypatch.setattr(parts, "HFEngine", Forgetful)
+    cfg = setting(optimizer={"learning_rate": 1e-2})
+    with pytest.raises(RuntimeError, match=r"step 2: the sampler's log-probabilities differ"):
+        run(cfg)
+
+
+def test_an_engine_with_weights_of_its_own_is_synced(setting, tmp_path, monkeypatch):
+    from grpo_math.recipes import parts
+    from grpo_math.reference import copy_policy
+    from grpo_math.rollout.hf import HFEngine
+
+    shared_memory = setting(run_dir=str(tmp_path / "shared"))
+    run(shared_memory)
+
+    class Apart(HFEngine):
+        def __init__(self, policy, *rest):
+            super().__init__(copy_policy(policy), *rest)
+
+    monkeypatch.setattr(parts, "HFEngine", Apart)
+    apart = setting(run_dir=str(tmp_path / "apart"))
+    run(apart)
+    assert_same_run(shared_memory, apart, 4)
+
+
+def test_a_broken_verifier_stops_the_run_and_its_samples_are_kept(setting):
+    cfg = setting("raise KeyError('oops')")
+    with pytest.raises(UserError, match=r"verifier\.py"):
+        run(cfg)
+    records = lines(cfg, "completions.jsonl")
+    assert len(records) == 16
+    assert {r["reason"] for r in records} == {"error"}
+    assert "KeyError" in records[0]["detail"]
+
+
+def test_a_verifier_that_fails_now_and_then_is_neither_zero_nor_the_end(setting):
+    cfg = setting(
+        "assert 'a' not in completion and 'b' not in completion, 'bad letter'",
+        scoring={"workers": 1, "max_error_share": 0.9},
+    )
+    run(cfg)
+    records = lines(cfg, "completions.jsonl")
+    failed = [r for r in records if r["reason"] == "error"]
+    assert failed
+    assert all(r["reward"] is None and r["advantage"] is None for r in failed)
+    assert lines(cfg, "metrics.jsonl")[0]["verdict/error"] > 0
+
+
+def test_kl_off_means_no_reference(setting, monkeypatch):
+    from grpo_math.recipes import grpo
+
+    def never(policy):
+        raise AssertionError("a reference was made")
+
+    monkeypatch.setattr(grpo, "copy_policy", never)
+    run(setting(steps=1))
+    with pytest.raises(AssertionError):
+        run(setting(steps=1, kl={"coefficient": 0.1}, run_dir=str(Path(setting().run_dir) / "kl")))
+
+
+def test_dynamic_sampling_trains_on_groups_with_a_signal_only(setting):
+    cfg = setting(dynamic_sampling={"enabled": True, "max_rounds": 4}, overlong={"penalty_buffer": 0.5})
+    run(cfg)
+    records = lines(cfg, "completions.jsonl")
+    groups: dict[tuple, list[dict]] = {}
+    for r in records:
+        groups.setdefault((r["step"], r["problem"]), []).append(r)
+    for members in groups.values():
+        task_rewards = {next(iter(r["parts"].values())) for r in members}
+        # an overlong penalty that differs within the group does not make it one with a signal
+        assert all(r["filtered"] == (len(task_rewards) == 1) for r in members)
+    assert any(r["filtered"] for r in records)
+
+
+def test_other_settings_in_the_same_folder_are_refused_with_the_difference(setting):
+    cfg = setting()
+    run(cfg)
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate: was 0.001, now 0.5"):
+        run(setting(optimizer={"learning_rate": 0.5}))
+    run(setting(optimizer={"learning_rate": 0.5}, steps=1), resume="never")
+    assert len(lines(cfg, "metrics.jsonl")) == 1
+
+
+def test_resume_without_a_checkpoint_is_an_error(setting):
+    with pytest.raises(UserError, match="no checkpoint"):
+        run(setting(), resume="must")
+
+
+def test_damaged_checkpoints_are_passed_over_and_never_trained_over(setting, caplog):
+    cfg = setting()
+    run(cfg)
+    folder = Path(cfg.run_dir) / "checkpoints"
+    os.truncate(folder / "step-4" / "model.safetensors", 100)
+    run(cfg)
+    assert "damaged" in caplog.text
+    assert [row["step"] for row in lines(cfg, "metrics.jsonl")] == [1, 2, 3, 4]
+    for step in folder.glob("step-*"):
+        os.truncate(step / "model.safetensors", 100)
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        run(cfg)
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_every_preset_takes_a_step(setting, name, tmp_path):
+    import yaml
+
+    from grpo_math.config_file import load_config
+
+    path = tmp_path / "preset.yaml"
+    values = setting(steps=1).model_dump(exclude_unset=True)
+    path.write_text(yaml.safe_dump(values | {"algorithm": name}))
+    cfg = load_config(path)
+    run(cfg)
+    (row,) = lines(cfg, "metrics.jsonl")
+    assert row["reward/mean"] is not None

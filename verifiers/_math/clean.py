@@ -1,0 +1,88 @@
+"""One spelling for what LaTeX and Unicode write in many ways. Typography only: nothing with a meaning is dropped.
+
+After `clean`, relations and operators are single characters (≤ ≥ ≠ ∈ ∪ ± ∓ ≈ ∞), the braces of a set are ⦃ ⦄ so that
+{ } always group, \\frac is the only fraction, \\text the only text macro, and there are no thousands separators.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_UNICODE = str.maketrans(
+    {
+        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/",
+        "π": r"\pi ", "√": r"\sqrt ", "°": r"^\circ ", "º": r"^\circ ", "∅": r"\emptyset ", "θ": r"\theta ",
+        "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "ω": r"\omega ", "φ": r"\phi ", "⌊": r"\lfloor ",
+        "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⩽": "≤", "⩾": "≥", "′": "'", "’": "'",
+        "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
+        "€": "", "£": "", "¥": "", "⦃": "?", "⦄": "?",
+    }
+)  # fmt: skip
+# Before NFKC, which would turn x² into x2.
+_SUPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_SUB = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_SUPER_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_SUB_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+
+_MACROS = {
+    **dict.fromkeys((r"\dfrac", r"\tfrac", r"\cfrac"), r"\frac"),
+    **dict.fromkeys((r"\dbinom", r"\tbinom"), r"\binom"),
+    **dict.fromkeys(
+        (r"\mathrm", r"\textbf", r"\textit", r"\textrm", r"\texttt", r"\textsf", r"\mbox", r"\hbox", r"\operatorname",
+         r"\mathbf", r"\mathit", r"\mathsf", r"\textnormal", r"\emph"),
+        r"\text",
+    ),
+    **dict.fromkeys(
+        (r"\!", r"\displaystyle", r"\textstyle", r"\big", r"\Big", r"\bigg", r"\Bigg", r"\bigl", r"\bigr", r"\Bigl",
+         r"\Bigr", r"\left", r"\right", r"\limits", r"\(", r"\)", r"\[", r"\]", r"\$", r"\rm", r"\bf"),
+        " ",
+    ),
+    **dict.fromkeys((r"\,", r"\;", r"\:", r"\>", r"\ ", r"\quad", r"\qquad", r"\hspace", r"\thinspace"), " "),
+    **dict.fromkeys((r"\cdot", r"\times", r"\ast"), "*"),
+    **dict.fromkeys((r"\le", r"\leq", r"\leqslant"), "≤"),
+    **dict.fromkeys((r"\ge", r"\geq", r"\geqslant"), "≥"),
+    **dict.fromkeys((r"\ne", r"\neq"), "≠"),
+    **dict.fromkeys((r"\lvert", r"\rvert", r"\vert", r"\mid"), "|"),
+    r"\div": "/", r"\lt": "<", r"\gt": ">", r"\in": "∈", r"\cup": "∪", r"\pm": "±", r"\mp": "∓", r"\approx": "≈",
+    r"\infty": "∞", r"\%": "%", r"\{": "⦃", r"\}": "⦄", r"\lbrace": "⦃", r"\rbrace": "⦄", r"\degree": r"^\circ ",
+    r"\varnothing": r"\emptyset ", r"\varphi": r"\phi ", r"\varepsilon": r"\epsilon ", r"\#": "#", r"\&": "&",
+    r"\ldots": "…", r"\dots": "…", r"\cdots": "…", r"\to": "→", r"\implies": "→", r"\Rightarrow": "→",
+    r"\colon": ":", r"\prime": "'", r"\land": ",", r"\lor": ",", r"\wedge": ",", r"\vee": ",",
+}  # fmt: skip
+_MACRO = re.compile(r"\\(?:left|right)\s*\.|\\[A-Za-z]+|\\.", re.DOTALL)
+_TIGHT_THOUSANDS = re.compile(
+    r"(?<![\d.,_^])(?<!\d )[1-9]\d{0,2}(?:(?:,\\!|\{,\}|\\,|\\ |\\;|\\!| )\s*\d{3})+(?!\d| ?/| \d)"
+)
+_TEXT_NUMBER = re.compile(r"\\text ?\{ ?([-+]?[\d.,]*\d) ?\}")
+_TIGHT_SEPARATOR = re.compile(r"\D+")
+_COMMA_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
+_SPACE = re.compile(r"\s+")
+_OPENING, _CLOSING = frozenset("([⦃"), frozenset(")]⦄")
+
+
+def clean(text: str) -> str:
+    """The answer in one spelling; white space is a single blank."""
+    if not text.isascii():
+        text = _SUPER_RUN.sub(lambda m: "^{" + m.group().translate(_SUPER) + "}", text)
+        text = _SUB_RUN.sub(lambda m: "_{" + m.group().translate(_SUB) + "}", text)
+        text = unicodedata.normalize("NFKC", text.translate(_UNICODE))
+    text = _TIGHT_THOUSANDS.sub(lambda m: _TIGHT_SEPARATOR.sub("", m.group()), text)
+    text = _MACRO.sub(_macro, text).replace("$", " ").replace("~", " ")
+    text = _TEXT_NUMBER.sub(r" \1 ", text).replace("<=", "≤").replace(">=", "≥").replace("!=", "≠")
+    if "," in text:
+        text = _COMMA_THOUSANDS.sub(lambda m: _thousands(m, text), text)
+    text = _SPACE.sub(" ", text).strip()
+    return text[:-1].rstrip() if text.endswith(".") else text
+
+
+def _macro(match: re.Match[str]) -> str:
+    name = match.group()
+    return " " if name.endswith(".") else _MACROS.get(name, name)
+
+
+def _thousands(match: re.Match[str], text: str) -> str:
+    """1,234 is a number, but (1,234) is a pair."""
+    before = text[: match.start()]
+    depth = sum(c in _OPENING for c in before) - sum(c in _CLOSING for c in before)
+    return match.group() if depth > 0 else match.group().replace(",", "")

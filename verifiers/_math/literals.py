@@ -1,0 +1,54 @@
+"""Numbers as they are written: 18, .5, 4.5e33, 0.\\overline{3}, 3\\frac{1}{2} -> Fraction, the digits counted first."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+MAX_DIGITS, MAX_EXPONENT = 400, 400
+
+_NUMBER = re.compile(r"(\d+)?(?:\.(\d*))?(?:[eE]([+-]?\d{1,6})(?![\d.]))?")
+_REPEATING = re.compile(r" ?\\overline ?\{ ?(\d+) ?\}")
+_PLAIN_MIXED = re.compile(r" +(\d+) ?/ ?(\d+)(?![\d./^])")
+_BRACED_MIXED = re.compile(r" ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))")
+
+
+class Unreadable(ValueError):
+    """Not an answer of a kind that the rooms of the math verifier know, or larger than their bounds."""
+
+
+def read_number(text: str, at: int, mixed: bool) -> tuple[Fraction, int]:
+    """The number that begins at `at`, and where it ends. Raises Unreadable.
+
+    mixed: whether a proper fraction right behind an integer belongs to it, which it does not in an exponent.
+    """
+    match = _NUMBER.match(text, at)
+    if match is None or not (match[1] or match[2]):
+        raise Unreadable("a lone point")
+    whole, decimals, exponent = match[1] or "", match[2] or "", int(match[3] or 0)
+    if abs(exponent) > MAX_EXPONENT:
+        raise Unreadable(f"an exponent of ten above {MAX_EXPONENT}")
+    value = _integer(whole + decimals) * Fraction(10) ** (exponent - len(decimals))
+    if match[2] is not None and (repeating := _REPEATING.match(text, match.end())):
+        nines = 10 ** len(repeating[1]) - 1
+        return value + Fraction(_integer(repeating[1]), 10 ** len(decimals) * nines), repeating.end()
+    if mixed and match[2] is None and match[3] is None:
+        fraction, end = _mixed_part(text, match.end())
+        return value + fraction, end
+    return value, match.end()
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise Unreadable(f"a number of more than {MAX_DIGITS} digits")
+    return int(digits)
+
+
+def _mixed_part(text: str, at: int) -> tuple[Fraction, int]:
+    """The 1/2 of 3 1/2 and 3\\frac{1}{2}: a proper fraction of plain integers, else 0."""
+    match = _PLAIN_MIXED.match(text, at) or _BRACED_MIXED.match(text, at)
+    if match is not None:
+        top, bottom = (_integer(digits) for digits in match.groups() if digits)
+        if 0 < top < bottom:
+            return Fraction(top, bottom), match.end()
+    return Fraction(0), at

@@ -1,0 +1,143 @@
+"""The value of a formula to 500 digits, for what exact.py cannot say: roots, pi, e, i, sines, logarithms.
+
+Two values are the same where they agree to 350 digits. No intermediate value may be above 1e110 or below 1e-110, so
+that nothing a short formula can write hides below the comparison, and no operation can run long; a formula that leaves
+this range is Undecided. Principal branches, except that an odd root of a negative number is real.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+from grpo_math.verifiers._math.exact import Undecided, Undefined
+from grpo_math.verifiers._math.tree import Node
+
+DIGITS, AGREE, NOISE, RANGE = 500, 350, 400, 110
+_BITS = 3.3219280948873626  # per decimal digit
+
+Value = Any  # mpmath's mpf or mpc
+
+
+@functools.cache
+def context() -> Any:
+    """mpmath with our precision and nobody else's; imported here because most answers never need it."""
+    import mpmath  # type: ignore[import-untyped]
+
+    mp = mpmath.mp.clone()
+    mp.dps = DIGITS
+    return mp
+
+
+def value(node: Node, point: Mapping[str, Fraction]) -> Value:
+    """The value at `point`, real or complex. Raises Undefined, Undecided."""
+    mp = context()
+    kind = node[0]
+    if kind == "num" or kind == "sym":
+        number = node[1] if kind == "num" else point[node[1]]
+        return _bounded(mp.mpf(number.numerator) / number.denominator)
+    if kind == "const":
+        return {"pi": +mp.pi, "e": +mp.e, "i": mp.j}[node[1]]
+    operation = _OPERATIONS.get(kind)
+    if operation is None:
+        raise Undefined(f"no value for {kind}")
+    parts = [value(part, point) for part in node[1:]]
+    try:
+        return _bounded(operation(mp, *parts))
+    except (ZeroDivisionError, ValueError) as e:  # mpmath's words for a pole
+        raise Undefined(f"{kind}: {e}") from e
+
+
+def same(a: Value | Fraction, b: Value | Fraction) -> bool:
+    """Whether two values agree to AGREE digits, or are both nothing but rounding noise."""
+    mp = context()
+    a, b = (mp.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x for x in (a, b))
+    size = max(abs(a), abs(b))
+    return bool(size < mp.mpf(10) ** -NOISE or abs(a - b) <= size * mp.mpf(10) ** -AGREE)
+
+
+def _bounded(number: Value) -> Value:
+    mp = context()
+    if not mp.isfinite(number):
+        raise Undefined("no finite value")
+    magnitude = mp.mag(number)  # about log2 |number|; -inf for 0
+    if magnitude < -NOISE * _BITS:
+        return mp.zero  # the rounding error of something that is 0
+    if abs(magnitude) > RANGE * _BITS:
+        raise Undecided("a value over the bounds")
+    return number
+
+
+def _power(mp: Any, base: Value, exponent: Value) -> Value:
+    if base == 0:
+        if mp.re(exponent) <= 0:
+            raise Undefined("zero to a power that is not positive")
+        return mp.zero
+    if abs(exponent) * (abs(mp.mag(base)) + 2) > 4 * RANGE * _BITS:
+        raise Undecided("a power over the bounds")
+    return mp.power(base, exponent)
+
+
+def _root(mp: Any, radicand: Value, degree: Value) -> Value:
+    if degree == 2:
+        return mp.sqrt(radicand)
+    if not mp.isint(degree) or not 1 <= degree <= 1000:
+        return _power(mp, radicand, 1 / degree)
+    if degree % 2 and mp.im(radicand) == 0 and mp.re(radicand) < 0:
+        return -mp.root(-radicand, int(degree))
+    return mp.root(radicand, int(degree))
+
+
+def _log(mp: Any, number: Value, base: Value | None = None) -> Value:
+    if number == 0:
+        raise Undefined("the logarithm of 0")
+    return mp.log(number) if base is None else mp.log(number) / mp.log(base)
+
+
+def _factorial(mp: Any, number: Value) -> Value:
+    if not mp.isint(number) or not 0 <= number <= RANGE:
+        raise Undecided("a factorial of what is no small whole number")
+    return mp.factorial(int(number))
+
+
+def _binomial(mp: Any, n: Value, k: Value) -> Value:
+    return _factorial(mp, n) / (_factorial(mp, k) * _factorial(mp, n - k))
+
+
+def _floor(mp: Any, number: Value) -> Value:
+    """Rounding noise must not take floor(log2 8) below 3."""
+    if mp.im(number):
+        raise Undefined("the floor of a complex number")
+    return mp.floor(mp.re(number) + mp.mpf(10) ** -AGREE)
+
+
+_ELEMENTARY = ["exp", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "asin", "acos", "atan"]
+
+
+def _elementary(name: str, mp: Any, number: Value) -> Value:
+    if abs(number) > 3 * RANGE:  # its exponential, of a real or imaginary number, would leave the range
+        raise Undecided("an argument over the bounds")
+    return getattr(mp, name)(number)
+
+
+_OPERATIONS: dict[str, Callable[..., Value]] = {
+    "add": lambda mp, *terms: functools.reduce(lambda a, b: a + b, terms),
+    "mul": lambda mp, *factors: functools.reduce(lambda a, b: _bounded(a * b), factors),
+    "neg": lambda mp, a: -a,
+    "inv": lambda mp, a: 1 / a,
+    "div": lambda mp, a, b: a / b,
+    "pow": _power,
+    "root": _root,
+    "fact": _factorial,
+    "binom": _binomial,
+    "abs": lambda mp, a: abs(a),
+    "floor": _floor,
+    "ceil": lambda mp, a: -_floor(mp, -a),
+    "degree": lambda mp, a: a * mp.pi / 180,
+    "log": _log,
+    "call:ln": _log,
+    "call:log": _log,
+    **{f"call:{name}": functools.partial(_elementary, name) for name in _ELEMENTARY},
+}

@@ -1,0 +1,37 @@
+"""The tree of a formula, and what can be asked of it without evaluating it.
+
+A node is ("num", Fraction), ("sym", name), ("const", "pi" | "e" | "i"), ("inf",), or (operation, node, ...) with the
+operations add mul inv div pow neg root fact binom abs floor ceil degree log call:NAME. Tuples are equal by
+content: two equal trees are the same formula, spelled the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Node = tuple[Any, ...]
+
+
+def symbols(node: Node) -> set[str]:
+    """Names of the free variables."""
+    if node[0] == "sym":
+        return {node[1]}
+    return {name for part in node[1:] if isinstance(part, tuple) for name in symbols(part)}
+
+
+def spelling(node: Node) -> str:
+    """The tree as text, numbers in hexadecimal: decimal digits of a big integer cost more, and are limited."""
+    parts = (
+        spelling(part)
+        if isinstance(part, tuple)
+        else part
+        if isinstance(part, str)
+        else f"{part.numerator:x}/{part.denominator:x}"
+        for part in node
+    )
+    return f"({' '.join(parts)})"
+
+
+def operations(node: Node) -> set[str]:
+    """Every kind of node in the tree."""
+    return {node[0]} | {kind for part in node[1:] if isinstance(part, tuple) for kind in operations(part)}
