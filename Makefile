@@ -1,6 +1,6 @@
 # make train   set up, then teach a tiny model arithmetic with GRPO on the CPU (minutes)
 # make test    set up, then run the tests
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 SEED ?= 0
 BIN := $(VENV)/bin

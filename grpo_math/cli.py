@@ -115,7 +115,14 @@ def evaluate(
     path: TaskFile = None,
     option: TaskOptions = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Where a completion is cut.")] = 512,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens of this probability.")
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many likeliest tokens; 0 is off.")] = 0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Where a completion is cut.", show_default="512, or what the context leaves"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same completions.")] = 0,
     out: Annotated[
         Path | None,
@@ -151,9 +158,9 @@ def evaluate(
     from grpo_math.evaluate import evaluate_command
 
     evaluate_command(
-        model=model, task=chosen, n=n, k=ks, limit=limit, temperature=temperature, max_tokens=max_tokens,
-        seed=seed, out=folder, verifier=verifier, workers=workers, timeout_s=timeout, max_rows=max_rows, dtype=dtype,
-        device=device,
+        model=model, task=chosen, n=n, k=ks, limit=limit, temperature=temperature, top_p=top_p, top_k=top_k,
+        max_tokens=max_tokens, seed=seed, out=folder, verifier=verifier, workers=workers, timeout_s=timeout,
+        max_rows=max_rows, dtype=dtype, device=device,
     )  # fmt: skip
 
 
@@ -251,6 +258,34 @@ def plan(path: Config, overrides: Overrides = None) -> None:
     typer.echo(planning.plan(cfg))
     planning.preflight(cfg)
     typer.echo("\nThe checks that need no model pass.")
+
+
+@app.command()
+def plot(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR", help="Folders of runs, ended or going.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A name that ends in .png, .svg or .pdf.",
+            show_default="RUN_DIR/curve.png; of several runs ./curves.png",
+        ),
+    ] = None,
+) -> None:
+    """Draw a run's curves, or those of several runs over one another.
+
+    Accuracy and the held-out evaluations large; reward, length, entropy, groups without signal and KL small.
+
+    \b
+    Examples:
+      grpo-math plot runs/gsm8k
+      grpo-math plot runs/seed0 runs/seed1 runs/seed2 --out seeds.svg
+    """
+    from grpo_math.report.curve import curve
+
+    typer.echo(curve(runs, out or (runs[0] / "curve.png" if len(runs) == 1 else Path("curves.png"))))
 
 
 @app.command()

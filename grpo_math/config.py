@@ -66,6 +66,8 @@ class NewModel(Section):
     kv_heads: Count = 4
     intermediate_size: Count = 384
     context: Count = 256
+    rope_theta: Positive = 10_000.0
+    initializer_range: Positive = 0.02
 
     @model_validator(mode="after")
     def _heads_divide(self) -> NewModel:
@@ -273,7 +275,7 @@ class Backend(Section):
 
 
 class Evaluation(Section):
-    """pass@k every so many steps (0: only where asked), on `task` or else the training task's test split."""
+    """pass@k every so many steps (0: never), on `task` or else the training task's test split."""
 
     every: CountOrNone = 0
     task: Task | None = None

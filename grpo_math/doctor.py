@@ -24,23 +24,17 @@ CHECKOUT = "git config core.symlinks true && git checkout -- grpo_math/tasks grp
 USES = {
     "antlr4-python3-runtime": "reading LaTeX answers",
     "datasets": "data sets of the Hugging Face Hub",
-    "deepspeed": "several GPUs; not used by this version yet",
     "latex2sympy2-extended": "reading LaTeX answers",
     "matplotlib": "pictures of a run",
     "numpy": "random streams and intervals",
     "pydantic": "configuration",
     "pyyaml": "configuration",
     "rich": "the progress line",
-    "sympy": "comparing symbolic answers",
+    "mpmath": "comparing symbolic answers",
     "tensorboard": "TensorBoard files in the run folder",
     "torch": "training and sampling",
     "transformers": "models and tokenizers",
     "typer": "the command line",
-    "vllm": "faster sampling; not used by this version yet",
-}
-HINTS = {
-    "torch": "   (without a GPU add: --index-url https://download.pytorch.org/whl/cpu)",
-    "vllm": "   (with a GPU)",
 }
 
 
@@ -52,7 +46,7 @@ class Package:
 
     @property
     def command(self) -> str:
-        return f"pip install '{self.name}{self.versions}'{HINTS.get(self.name, '')}"
+        return f"pip install '{self.name}{self.versions}'"
 
 
 PROBE = """

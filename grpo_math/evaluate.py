@@ -23,6 +23,8 @@ from grpo_math.log import write_whole
 from grpo_math.passk import bootstrap_interval, majority, pass_at_k
 from grpo_math.types import Group, Sampling, UserError
 
+MAX_TOKENS = 512
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -103,7 +105,9 @@ def evaluate_command(
     k: Sequence[int],
     limit: int | None,
     temperature: float,
-    max_tokens: int,
+    top_p: float,
+    top_k: int,
+    max_tokens: int | None,
     seed: int,
     out: Path,
     verifier: str | None,
@@ -113,7 +117,9 @@ def evaluate_command(
     dtype: Literal["float32", "bfloat16"],
     device: str,
 ) -> dict[str, Any]:
-    """Load the model, sample, score, print a table; results.json and samples.jsonl go to `out`. Returns the results."""
+    """Load the model, sample, score, print a table; results.json and samples.jsonl go to `out`. Returns the results.
+
+    max_tokens None is as many as the model's context leaves beside the longest prompt, at most MAX_TOKENS."""
     # here and not above: what only summarises groups should not load a model library
     from grpo_math.backend.torch import DTYPES
     from grpo_math.find import find_task, find_verifier, verifier_of
@@ -136,6 +142,8 @@ def evaluate_command(
     policy = load_policy(config.Model(path=model), pick_device(device))
     make = prompt_maker(task, find_task(task.name), policy.tokenizer)
     prompts = [make(problem) for problem in source.problems]
+    if max_tokens is None:
+        max_tokens = max(1, min(MAX_TOKENS, policy.context - max(len(prompt.token_ids) for prompt in prompts)))
     fitting = [prompt for prompt in prompts if len(prompt.token_ids) + max_tokens <= policy.context]
     if not fitting:
         raise UserError(
@@ -143,7 +151,7 @@ def evaluate_command(
             f"{max_tokens} that is more than the model's context of {policy.context}; lower --max-tokens"
         )
     engine = HFEngine(policy, max_rows, DTYPES[dtype])
-    sampling = Sampling(n, max_tokens, temperature, seed=seed)
+    sampling = Sampling(n, max_tokens, temperature, top_p, top_k, seed)
     groups = []
     with Scorer([reward], config.Scoring(workers=workers, timeout_s=timeout_s, max_error_share=1.0)) as scorer:
         per_block = max(1, max_rows // n)
@@ -156,6 +164,8 @@ def evaluate_command(
         "split": task.split,
         "n": n,
         "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
         "max_tokens": max_tokens,
         "seed": seed,
         "refused_answers": len(source.refused),

@@ -64,11 +64,13 @@ def find_verifier(name: str) -> ModuleType:
 
 
 def verifier_of(task: str, given: str | None = None) -> str:
-    """The verifier's name that was given, or else the task's own choice."""
-    name = given or getattr(find_task(task), "VERIFIER", None)
+    """The verifier's name that was given, or else the task's own choice, a file of which is beside the task's file."""
+    if given is not None:
+        return given
+    name = getattr(find_task(task), "VERIFIER", None)
     if name is None:
         raise UserError(f'task {task} names no VERIFIER of its own; write VERIFIER = "NAME" in it, or say which to use')
-    return str(name)
+    return str(Path(task).parent / name) if task.endswith(".py") and str(name).endswith(".py") else str(name)
 
 
 def first_line(kind: str, name: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from grpo_math.batch import Batch
 from grpo_math.logprobs import token_logprobs
@@ -20,6 +21,8 @@ from grpo_math.types import UserError
 
 if TYPE_CHECKING:
     from grpo_math import config
+
+hf_logging.disable_progress_bar()  # ours is the run's; a bar per checkpoint would tear it up
 
 
 @dataclass(frozen=True)

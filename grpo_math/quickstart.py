@@ -80,6 +80,8 @@ def measure(cfg: config.Common, out: Path, seed: int) -> dict[str, Any]:
         k=[1, SAMPLES],
         limit=PROBLEMS,
         temperature=1.0,
+        top_p=1.0,
+        top_k=0,
         max_tokens=cfg.sampling.max_tokens,
         seed=seed,
         out=out,

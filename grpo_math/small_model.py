@@ -39,6 +39,8 @@ def small_model(spec: config.NewModel, tokenizer: Qwen2Tokenizer, seed: int) -> 
         num_attention_heads=spec.heads,
         num_key_value_heads=spec.kv_heads,
         max_position_embeddings=spec.context,
+        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
+        initializer_range=spec.initializer_range,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -18,7 +18,7 @@ from grpo_math.recipes import run as run_module
 from grpo_math.types import UserError
 
 ROOT = Path(cli.__file__).parent.parent
-COMMANDS = ("train", "evaluate", "verify", "list", "plan", "doctor")
+COMMANDS = ("train", "evaluate", "verify", "list", "plan", "plot", "doctor")
 VERIFIER = '''\
 """Wants the answer itself; hangs on request."""
 import time
@@ -187,15 +187,15 @@ def test_evaluate_hands_over(call: Call, monkeypatch: pytest.MonkeyPatch) -> Non
     result = call(
         "evaluate", "some/model", "--task", "./mine.py", "-n", "4", "--k", "4,1", "--limit", "3",
         "--option", "good=true", "--temperature", "0.5", "--max-tokens", "9", "--seed", "5", "--out", "here",
-        "--verifier", "math", "--workers", "3", "--timeout", "2", "--max-rows", "7", "--dtype", "bfloat16",
-        "--device", "cpu",
+        "--verifier", "math", "--top-p", "0.9", "--top-k", "20", "--workers", "3", "--timeout", "2",
+        "--max-rows", "7", "--dtype", "bfloat16", "--device", "cpu",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     task = config.Task(name="./mine.py", split="test", options={"good": True})
     assert seen == {
-        "model": "some/model", "task": task, "n": 4, "k": [1, 4], "limit": 3, "temperature": 0.5, "max_tokens": 9,
-        "seed": 5, "out": Path("here"), "verifier": "math", "workers": 3, "timeout_s": 2.0, "max_rows": 7,
-        "dtype": "bfloat16", "device": "cpu",
+        "model": "some/model", "task": task, "n": 4, "k": [1, 4], "limit": 3, "temperature": 0.5, "top_p": 0.9,
+        "top_k": 20, "max_tokens": 9, "seed": 5, "out": Path("here"), "verifier": "math", "workers": 3,
+        "timeout_s": 2.0, "max_rows": 7, "dtype": "bfloat16", "device": "cpu",
     }  # fmt: skip
 
 
@@ -207,7 +207,7 @@ def test_the_defaults_of_evaluate_are_those_of_a_run(call: Call, monkeypatch: py
     assert (seen["workers"], seen["timeout_s"]) == (config.Scoring().workers, config.Scoring().timeout_s)
     assert (seen["max_rows"], seen["dtype"]) == (config.Rollout().max_rows, config.Backend().dtype)
     assert (seen["n"], seen["k"]) == (config.Evaluation().n, config.Evaluation().k)
-    assert (seen["max_tokens"], seen["temperature"]) == (512, config.SamplingConfig().temperature)
+    assert (seen["max_tokens"], seen["temperature"]) == (None, config.SamplingConfig().temperature)
     assert seen["out"] == Path("runs/evaluate/some--model-mine")
     assert seen["limit"] is None
 
@@ -290,7 +290,7 @@ def test_verify_judges_one_completion(call: Call) -> None:
     assert "did you mean math?" in refused(call("verify", "maths", "--answer", "4", "--completion", "4"))
 
 
-# list, plan, doctor
+# list, plan, plot, doctor
 
 
 def test_list(call: Call) -> None:
@@ -311,6 +311,20 @@ def test_plan_shows_first_and_then_checks(call: Call) -> None:
     result = call("plan", "run.yaml", "task=arithmetik")
     assert "16 prompts" in result.stdout
     assert "did you mean arithmetic?" in refused(result)
+
+
+def test_plot(call: Call, folder: Path) -> None:
+    for name in ("run", "other"):
+        (folder / name).mkdir()
+        (folder / name / "metrics.jsonl").write_text('{"step": 1, "reward/accuracy": 0.5}\n')
+    result = call("plot", "run")
+    assert (result.exit_code, result.stdout) == (0, "run/curve.png\n")
+    assert (folder / "run/curve.png").read_bytes().startswith(b"\x89PNG")
+    assert call("plot", "run", "other").stdout == "curves.png\n"
+    assert call("plot", "run", "other", "--out", "new/both.svg").stdout == "new/both.svg\n"
+    assert "<svg" in (folder / "new/both.svg").read_text()
+    assert "nowhere/metrics.jsonl cannot be read" in refused(call("plot", "nowhere"))
+    assert call("plot").exit_code == 2
 
 
 def test_doctor(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

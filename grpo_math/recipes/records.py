@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
@@ -67,8 +68,13 @@ def group_metrics(groups: Sequence[Group], rewards: Sequence[config.Reward]) -> 
     for reward in rewards:
         values = [s.parts[reward.verifier].reward for s in scores]
         known = [v for v in values if v is not None]
-        metrics[f"reward/{reward.verifier}"] = sum(known) / len(known) if known else float("nan")
+        metrics[f"reward/{reward_name(reward)}"] = sum(known) / len(known) if known else float("nan")
     return metrics
+
+
+def reward_name(reward: config.Reward) -> str:
+    """math for math, mine for ./mine.py."""
+    return Path(reward.verifier).stem if reward.verifier.endswith(".py") else reward.verifier
 
 
 def accuracy(scores: Sequence[Scored]) -> float:

@@ -48,7 +48,7 @@ Resume = Literal["auto", "must", "never"]
 STATE_FILE = "run.json"
 MODEL_LINK = "model"  # run_dir/model is always the newest checkpoint, an ordinary Hugging Face folder
 # what may change between the parts of one run: none of it changes what a step computes
-FREE_TO_CHANGE = {"run_dir", "steps", "checkpoint", "evaluation", "scoring", "phase_timeout_s"}
+FREE_TO_CHANGE = ("run_dir", "checkpoint.", "evaluation.", "scoring.workers", "phase_timeout_s")
 
 
 def run(cfg: config.Common, resume: Resume = "auto") -> None:
@@ -203,11 +203,10 @@ def refuse_another_run(cfg: config.Common, resume: Resume) -> None:
         return
     before = flat(yaml.safe_load(written.read_text(encoding="utf-8")) or {})
     now = flat(yaml.safe_load(dump_config(cfg)))
-    changed = sorted(
-        key
-        for key in before.keys() | now.keys()
-        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_TO_CHANGE
-    )
+    # a schedule that falls towards the last step changes with it
+    free = FREE_TO_CHANGE + (("steps",) if cfg.optimizer.schedule == "constant" else ())
+    differing = (key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changed = sorted(key for key in differing if not key.startswith(free))
     if changed:
         lines = "\n".join(f"  {key}: was {before.get(key)}, now {now.get(key)}" for key in changed)
         raise UserError(
