@@ -70,7 +70,8 @@ def verifier_of(task: str, given: str | None = None) -> str:
     name = getattr(find_task(task), "VERIFIER", None)
     if name is None:
         raise UserError(f'task {task} names no VERIFIER of its own; write VERIFIER = "NAME" in it, or say which to use')
-    return str(Path(task).parent / name) if task.endswith(".py") and str(name).endswith(".py") else str(name)
+    folder = Path(task).parent if task.endswith(".py") and str(name).endswith(".py") else Path()
+    return str(name) if folder == Path() else str(folder / name)
 
 
 def first_line(kind: str, name: str) -> str:

@@ -19,7 +19,7 @@ from grpo_math import config
 from grpo_math.types import UserError
 
 PROMPT_TOKENS = 512  # nothing is tokenised here, so prompts are taken to have this many tokens at most
-CHARACTERS = 99  # the vocabulary of small_model.character_tokenizer
+CHARACTERS = 258  # the vocabulary of small_model.character_tokenizer
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 
 

@@ -152,7 +152,7 @@ def test_batch_arithmetic(folder: Path) -> None:
 def test_memory_by_part(folder: Path) -> None:
     size = plan.model_size(config.Model(path="m"))
     assert size is not None
-    assert size.parameters == 867_328
+    assert size.parameters == 887_680
     cfg = grpo(kl={"coefficient": 0.1}, prompts_per_step=2, group_size=4, micro_batch_tokens=512)
     assert [(p.name, p.bytes) for p in memory.always(cfg, 100)] == [
         ("weights", 400),
@@ -161,7 +161,7 @@ def test_memory_by_part(folder: Path) -> None:
     ]
     update = {p.name: p.bytes for p in memory.in_update(cfg, 100, size.shape, row=256)}
     assert update["gradients"] == 400
-    assert update["log-probabilities"] == 3 * 512 * 99 * 4 + 99 * 128 * 4
+    assert update["log-probabilities"] == 3 * 512 * 258 * 4 + 258 * 128 * 4
     sampling = {p.name: p.bytes for p in memory.in_sampling(cfg, size.shape, row=256)}
     assert sampling["key-value cache"] == 8 * 256 * 2 * 4 * 128 * 4
     half = cfg.model_copy(update={"backend": config.Backend(dtype="bfloat16")})
@@ -169,7 +169,7 @@ def test_memory_by_part(folder: Path) -> None:
     assert halved["activations"] * 2 == update["activations"]
     assert halved["bfloat16 weights"] == 200
     report = plan.plan(cfg)
-    assert "P = 867,328 parameters" in report
+    assert "P = 887,680 parameters" in report
     assert "P x 4 bytes (kl.coefficient is not 0)" in report
     assert "reference " not in plan.plan(grpo())
 
