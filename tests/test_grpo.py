@@ -264,6 +264,16 @@ def test_a_verifier_that_fails_now_and_then_is_neither_zero_nor_the_end(setting)
     assert sum(row["verdict/error"] for row in lines(cfg, "metrics.jsonl")) > 0
 
 
+def test_gradient_checkpointing_samples_and_learns_the_same(setting, tmp_path):
+    """A model that recomputes its activations is in training mode, in which transformers keeps no cache."""
+    plain = setting(run_dir=str(tmp_path / "plain"), steps=2)
+    saving = setting(run_dir=str(tmp_path / "saving"), steps=2, backend={"gradient_checkpointing": True})
+    run(plain)
+    run(saving)
+    texts = [[row["completion"] for row in lines(cfg, "completions.jsonl")] for cfg in (plain, saving)]
+    assert texts[0] == texts[1]
+
+
 def test_kl_off_means_no_reference(setting, monkeypatch):
     from grpo_math.recipes import grpo
 

@@ -37,10 +37,13 @@ class HFEngine:
         jobs = [(prompt, i) for prompt in prompts for i in range(sampling.n)]
         order = sorted(range(len(jobs)), key=lambda j: len(jobs[j][0].token_ids))
         done: list[Completion | None] = [None] * len(jobs)
+        training = self.policy.model.training
+        self.policy.model.eval()  # with gradient checkpointing a model in training mode keeps no cache
         for start in range(0, len(order), self.max_rows):
             part = order[start : start + self.max_rows]
             for j, completion in zip(part, self._decode([jobs[j] for j in part], sampling), strict=True):
                 done[j] = completion
+        self.policy.model.train(training)
         flat = [c for c in done if c is not None]
         return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
 
