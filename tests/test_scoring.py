@@ -340,7 +340,9 @@ def test_ctrl_c_reaches_the_parent_alone(make, tmp_path):
     out = tmp_path / "pids"
     name = make('open(problem.metadata["out"], "a").write(f"{os.getpid()}\\n")\ntime.sleep(100)')
     script = tmp_path / "main.py"
-    script.write_text(PARENT.format(name=name, out=str(out), texts=["a", "b"]))
+    # a shell starts what it puts in the background with SIGINT ignored, and CI may have done so with us
+    heed = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script.write_text(heed + PARENT.format(name=name, out=str(out), texts=["a", "b"]))
     parent = subprocess.Popen(
         [sys.executable, str(script)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
