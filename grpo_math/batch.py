@@ -27,7 +27,8 @@ class Batch:
     token_ids: int64, prompt then completion, padded on the right. lengths: (B,) tokens that are not padding.
     loss_mask: bool, the completion tokens that are trained. weights: float32, 0 where loss_mask is.
     advantages, sampler_logprobs: float32. old_logprobs: the trainer's own before the step's first update; None while
-    they would equal the current ones. ref_logprobs: None where no reference is in the loss."""
+    they would equal the current ones. ref_logprobs: None where no reference is in the loss. copies: (B,) how many equal
+    completions a row stands for, None where each stands for itself."""
 
     token_ids: Tensor
     lengths: Tensor
@@ -37,6 +38,7 @@ class Batch:
     sampler_logprobs: Tensor
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    copies: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -70,6 +72,20 @@ class Batch:
                 groups.append([row])
                 width = int(self.lengths[row])
         return groups
+
+    def merge_copies(self) -> Batch:
+        """One row for siblings that say the same and have the same advantage, with the sum of their weights.
+
+        Loss and gradient are linear in the weights, so this changes them by nothing but rounding. A model that is sure
+        of itself, as a small one soon is, repeats itself in most of a group."""
+        parts = [t.numpy() for t in (self.token_ids, self.loss_mask, self.advantages, self.sampler_logprobs)]
+        places: dict[bytes, int] = {}
+        place = [places.setdefault(b"".join(p[i].tobytes() for p in parts), len(places)) for i in range(len(self))]
+        where = torch.tensor(place, dtype=torch.long)
+        first = [place.index(i) for i in range(len(places))]
+        weights = torch.zeros(len(first), self.weights.shape[1]).index_add_(0, where, self.weights)
+        merged = replace(self, copies=None).rows(first)
+        return replace(merged, weights=weights[:, : merged.weights.shape[1]], copies=where.bincount().float())
 
     def _map(self, f: Callable[[Tensor], Tensor]) -> Batch:
         def on(value: Tensor | None) -> Any:

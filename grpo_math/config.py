@@ -265,13 +265,14 @@ class Rollout(Section):
 
 
 class Backend(Section):
-    """What trains. dtype bfloat16 is autocast over float32 weights."""
+    """What trains. dtype bfloat16 is autocast over float32 weights. logprob_chunk: tokens whose logits are in memory at
+    a time, which takes 12 bytes for each and for every entry of the vocabulary."""
 
     name: Literal["torch"] = "torch"
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
-    logprob_chunk: Count = 1024
+    logprob_chunk: Count = 256
 
 
 class Evaluation(Section):

@@ -49,7 +49,7 @@ def quickstart(
     (out / "results.json").unlink(missing_ok=True)
     (out / "seed").write_text(f"{seed}\n")
 
-    console.rule("1/3  a base model, taught until it is right four times in ten")
+    console.rule("1/3  a base model, taught until it is right about three times in ten")
     run(base, resume)
     console.rule("2/3  GRPO: the same model, rewarded by the math verifier alone")
     run(trained, resume if checkpoint.latest(out / "trained" / "checkpoints") else "never")

@@ -60,6 +60,22 @@ def test_micro_batches_change_neither_gradient_nor_loss(reduction):
         assert four[name] == pytest.approx(one[name], abs=1e-5), name
 
 
+def test_merged_copies_change_neither_gradient_nor_metrics():
+    policy = tiny_policy(sharp=3.0)
+    batch = make_rows(policy).rows([0, 1, 1, 2, 3, 0, 1])
+    batch = replace(batch, weights=batch.weights * 4 / 7)
+    batch = replace(batch, old_logprobs=policy.score(batch, 1.0, 64, 10_000) + 0.1 * batch.loss_mask)
+    merged = batch.merge_copies()
+    assert merged.copies.tolist() == [2, 3, 1, 1]
+    loss = make_loss(config.Loss(), config.KL(), config.Correction())
+    whole, metrics = gradient(policy, batch, 10_000, loss)
+    once, same = gradient(policy, merged, 10_000, loss)
+    for name, value in whole.items():
+        torch.testing.assert_close(once[name], value, atol=1e-6, rtol=1e-5)
+    for name in metrics:
+        assert same[name] == pytest.approx(metrics[name], abs=1e-5), name
+
+
 def test_on_policy_first_update_has_ratio_1_and_reinforces_gradient():
     policy = tiny_policy(sharp=3.0)
     batch = make_rows(policy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from grpo_math.batch import make_batch, pad_rows
@@ -46,3 +48,20 @@ def test_advantages_reach_the_trained_tokens_only():
     batch = batch.with_advantages(torch.tensor([2.0, -1.0]))
     assert batch.advantages[0].tolist() == [0, 0, 0, 2, 2, 0]
     assert batch.advantages[1].tolist() == [0, 0, 0, -1, -1, -1]
+
+
+def test_equal_siblings_are_one_row_with_their_weights_together():
+    batch = rows(3, 5, 3, 3, 5)
+    batch = replace(batch, weights=batch.loss_mask / 8).with_advantages(torch.tensor([1.0, -1.0, 1.0, -1.0, -1.0]))
+    merged = batch.merge_copies()
+    assert merged.copies.tolist() == [2, 2, 1]  # the last short one has another advantage
+    assert merged.lengths.tolist() == [5, 7, 5]
+    assert merged.weights.sum(1).tolist() == [6 / 8, 10 / 8, 3 / 8]
+    assert merged.advantages.abs().sum(1).tolist() == [3, 5, 3]
+
+
+def test_rows_that_differ_in_a_logprob_are_not_merged():
+    batch = rows(3, 3).with_advantages(torch.ones(2))
+    batch.sampler_logprobs[1, -1] = -0.5
+    assert batch.merge_copies().copies.tolist() == [1, 1]
+    assert len(batch.rows([]).merge_copies()) == 0

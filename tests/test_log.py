@@ -191,6 +191,8 @@ def test_a_short_write_goes_on(folder: RunFolder, monkeypatch: pytest.MonkeyPatc
     assert read(folder, "metrics.jsonl") == [{"step": 1, "a": "x" * 100}]
 
 
+# TensorBoard writes from a thread of its own, which the full disk ends too
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_really_full_disk(disk: Path) -> None:
     with RunFolder(disk / "run", config="", seed=0) as folder:
         steps = iter(range(1, 1000))

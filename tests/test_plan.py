@@ -161,7 +161,7 @@ def test_memory_by_part(folder: Path) -> None:
     ]
     update = {p.name: p.bytes for p in memory.in_update(cfg, 100, size.shape, row=256)}
     assert update["gradients"] == 400
-    assert update["log-probabilities"] == 3 * 512 * 258 * 4 + 258 * 128 * 4
+    assert update["log-probabilities"] == 3 * 256 * 258 * 4 + 258 * 128 * 4
     sampling = {p.name: p.bytes for p in memory.in_sampling(cfg, size.shape, row=256)}
     assert sampling["key-value cache"] == 8 * 256 * 2 * 4 * 128 * 4
     half = cfg.model_copy(update={"backend": config.Backend(dtype="bfloat16")})

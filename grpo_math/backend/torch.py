@@ -64,7 +64,7 @@ class TorchBackend:
     def step(self, batch: Batch, loss: LossFn, with_entropy: bool = False) -> Metrics:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = defaultdict(float)
-        trained = float(batch.loss_mask.sum())
+        trained = float(sampled_tokens(batch).sum())
         for rows in batch.micro_batches(self.micro_batch_tokens):
             part = batch.rows(rows).to(self.policy.device)
             if not bool(part.loss_mask.any()):
@@ -73,8 +73,9 @@ class TorchBackend:
             value, per_token = loss(logprobs, entropy, part)
             value.backward()
             sums["loss/total"] += float(value.detach())
+            count = sampled_tokens(part)
             for name, values in per_token.items():
-                sums[name] += float(values[part.loss_mask].sum()) / trained
+                sums[name] += float((values * count)[part.loss_mask].sum()) / trained
         learning_rate = self.schedule.get_last_lr()[0]
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.max_grad_norm))
         finite = self._update_if_finite(norm)
@@ -88,6 +89,7 @@ class TorchBackend:
     def _update_if_finite(self, norm: float) -> bool:
         if math.isfinite(norm):
             self.optimizer.step()
+            self.schedule.step()
             self.bad_updates = 0
         else:
             self.bad_updates += 1
@@ -96,7 +98,6 @@ class TorchBackend:
                     f"the gradient was not finite in {GIVE_UP_AFTER} updates in a row; the last checkpoint is sound. "
                     "Lower optimizer.learning_rate, or set backend.dtype=float32"
                 )
-        self.schedule.step()
         return math.isfinite(norm)
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
@@ -125,6 +126,11 @@ class TorchBackend:
         state = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+
+def sampled_tokens(batch: Batch) -> Tensor:
+    """(B, T): for how many sampled tokens each trained one stands."""
+    return batch.loss_mask * (1.0 if batch.copies is None else batch.copies[:, None])
 
 
 def save_policy(policy: Policy, path: Path) -> None:

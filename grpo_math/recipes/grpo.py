@@ -170,10 +170,10 @@ class GRPO:
         count = self.cfg.updates_per_step
         bounds = [round(i * len(batch) / count) for i in range(count + 1)]
         shares = [batch.rows(range(a, b)).scale_weights(count) for a, b in pairwise(bounds) if a < b]
-        if self.every_row_counts:
-            return shares
-        # an advantage of exactly 0 has exactly no gradient: skipping the row changes nothing but the time
-        return [share.rows(share.advantages.abs().sum(1).nonzero().squeeze(1)) for share in shares]
+        if not self.every_row_counts:
+            # an advantage of exactly 0 has exactly no gradient: skipping the row changes nothing but the time
+            shares = [share.rows(share.advantages.abs().sum(1).nonzero().squeeze(1)) for share in shares]
+        return [share.merge_copies() for share in shares]
 
     def move_reference_and_coefficient(self, metrics: Metrics, step: int) -> None:
         if self.reference is None:

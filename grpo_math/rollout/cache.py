@@ -1,84 +1,84 @@
-"""transformers' dynamic cache with room to grow: appending a token writes one slot instead of copying all before it.
+"""transformers' dynamic cache with room to grow: appending a token writes one slot instead of copying all before it,
+and rows that move, split or end copy only themselves.
 
 The stock layer joins old and new tensors at every token, which is quadratic in the length. Layers of other kinds
 (sliding windows, state spaces) keep their own behaviour.
 """
 
+# S rows in use, T tokens so far
+
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values are views of the filled part of buffers (R, heads, room, head size); full room is doubled."""
+    """Keys and values are views (S, heads, T, head size) of buffers with room for more rows and tokens; what is full is
+    doubled, up to max_rows and max_tokens."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, max_rows: int, max_tokens: int) -> None:
         super().__init__()
-        self.capacity, self.filled = capacity, 0
-        self.key_buffer: Tensor | None = None
-        self.value_buffer: Tensor | None = None
+        self.limits = (max_rows, max_tokens)
+        self.rows = self.filled = 0
+        self.buffers: list[Tensor] = []  # keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        start, self.filled = self.filled, self.filled + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            # the first call is the prompt, computed once a group: it stays as it is until the rows are known
-            self.keys, self.values = key_states, value_states
-            return self.keys, self.values
-        if self.key_buffer is None or self.value_buffer is None or self.filled > self.key_buffer.shape[-2]:
-            assert self.keys is not None
-            assert self.values is not None
-            self.key_buffer, self.value_buffer = self._grow(self.keys), self._grow(self.values)
-        self.key_buffer[:, :, start : self.filled] = key_states
-        self.value_buffer[:, :, start : self.filled] = value_states
-        self._show()
-        return self.keys, self.values
+            rows, heads, _, size = key_states.shape
+            self.rows = rows
+            self.buffers = [states.new_empty(rows, heads, 0, size) for states in (key_states, value_states)]
+        start, end = self.filled, self.filled + key_states.shape[-2]
+        self._make_room(self.rows, end)
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[: self.rows, :, start:end] = states
+        self.filled = end
+        return self._show()
 
     def select(self, index: Tensor) -> None:
-        """Keep these rows, in this order; an index may come several times."""
-        if self.key_buffer is None or self.value_buffer is None:
-            assert self.keys is not None
-            assert self.values is not None
-            self.keys, self.values = self.keys[index], self.values[index]
-            return
-        self.key_buffer, self.value_buffer = (
-            self._gather(self.key_buffer, index),
-            self._gather(self.value_buffer, index),
-        )
+        """Row i becomes what row index[i] was; rows that stay in their place cost nothing."""
+        self._make_room(len(index), self.filled)
+        moved = (index != torch.arange(len(index), device=index.device)).nonzero().squeeze(-1)
+        for buffer in self.buffers:
+            buffer[moved, :, : self.filled] = buffer[index[moved], :, : self.filled]
+        self.rows = len(index)
         self._show()
 
-    def _show(self) -> None:
-        assert self.key_buffer is not None
-        assert self.value_buffer is not None
-        self.keys, self.values = self.key_buffer[:, :, : self.filled], self.value_buffer[:, :, : self.filled]
+    def _make_room(self, rows: int, tokens: int) -> None:
+        have = self.buffers[0].shape[0], self.buffers[0].shape[2]
+        if rows <= have[0] and tokens <= have[1]:
+            return
+        # doubling, up to the most there can be: most completions end long before max_tokens
+        room = [
+            old if need <= old else max(need, min(2 * old, limit))
+            for need, old, limit in zip((rows, tokens), have, self.limits, strict=True)
+        ]
+        for i, buffer in enumerate(self.buffers):
+            larger = buffer.new_empty(room[0], buffer.shape[1], room[1], buffer.shape[3])
+            larger[: self.rows, :, : self.filled] = buffer[: self.rows, :, : self.filled]
+            self.buffers[i] = larger
 
-    def _grow(self, filled: Tensor) -> Tensor:
-        rows, heads, length, size = filled.shape
-        # doubling, up to the longest there can be: most completions end long before max_tokens
-        room = min(self.capacity, max(2 * length, 64))
-        buffer = filled.new_empty(rows, heads, max(room, self.filled), size)
-        buffer[:, :, :length] = filled
-        return buffer
-
-    def _gather(self, buffer: Tensor, index: Tensor) -> Tensor:
-        fresh = buffer.new_empty(len(index), *buffer.shape[1:])
-        fresh[:, :, : self.filled] = buffer[index, :, : self.filled]
-        return fresh
+    def _show(self) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (buffer[: self.rows, :, : self.filled] for buffer in self.buffers)
+        return self.keys, self.values
 
 
-def growing(cache: DynamicCache, capacity: int) -> DynamicCache:
-    """Swap every plain layer of an empty cache for one with room for `capacity` tokens."""
+def growing(cache: DynamicCache, max_rows: int, max_tokens: int) -> DynamicCache:
+    """Swap every plain layer of an empty cache for one with room to grow."""
     if not cache.layers:  # a config without layer types: layers are made as they are needed
-        cache.layer_class_to_replicate = lambda *_: GrowingLayer(capacity)  # type: ignore[assignment]
-    cache.layers = [GrowingLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        cache.layer_class_to_replicate = lambda *_: GrowingLayer(max_rows, max_tokens)  # type: ignore[assignment]
+    cache.layers = [
+        GrowingLayer(max_rows, max_tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
     return cache
 
 
 def select_rows(cache: DynamicCache, index: Tensor) -> None:
-    """Keep these rows of every layer."""
+    """Row i of every layer becomes what row index[i] was; an index may come several times."""
     for layer in cache.layers:
         if isinstance(layer, GrowingLayer):
             layer.select(index)

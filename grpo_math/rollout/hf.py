@@ -1,11 +1,12 @@
 """Sample with transformers itself: a decode loop of our own over its cache, on any device, nothing to install.
 
-A prompt is computed once for its whole group; rows that have ended leave the batch; the log-probability of each token
-is recorded as it is drawn. Every completion has a random stream of its own, so the same seed gives the same tokens
-whatever the batch. Left out: paged attention and continuous batching, which vLLM does better.
+Completions of a prompt that are equal so far are one row of the batch: the prompt is computed once for its group, and a
+sibling gets a row of its own only where its tokens part from the others'. Rows that have ended leave the batch. The
+log-probability of each token is recorded as it is drawn. Every completion has a random stream of its own, so the same
+seed gives the same tokens whatever the batch. Left out: paged attention and continuous batching; vLLM has them.
 """
 
-# P prompts, G completions of each, R = P * G rows, T tokens so far, V vocabulary
+# P prompts, G completions of each, R = P * G completions, S rows in the model's batch, T tokens so far, V vocabulary
 
 from __future__ import annotations
 
@@ -21,8 +22,6 @@ from grpo_math.policy import Policy
 from grpo_math.rollout.cache import growing, select_rows
 from grpo_math.rollout.sampler import draw
 from grpo_math.types import Completion, Prompt, Sampling
-
-DROP_SHARE = 0.125  # finished rows are dropped once they are this share of the batch: dropping copies the cache
 
 
 class HFEngine:
@@ -71,37 +70,32 @@ class HFEngine:
         policy, device = self.policy, self.policy.device
         stop_ids = torch.tensor(sorted(policy.eos_ids), device=device)
         uniform = torch.from_numpy(random_streams(jobs, sampling)).to(device)
+        token_ids = torch.full((len(jobs), sampling.max_tokens), policy.pad_id, device=device)
+        logprobs = torch.zeros((len(jobs), sampling.max_tokens), device=device)
+        lengths = torch.full((len(jobs),), sampling.max_tokens, device=device)
+        stopped = torch.zeros(len(jobs), dtype=torch.bool, device=device)
         with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            logits, cache, visible = self._prefill(jobs, sampling)
-            # results by job; `rows` says which jobs the shrinking batch still holds
-            token_ids = torch.full((len(jobs), sampling.max_tokens), policy.pad_id, device=device)
-            logprobs = torch.zeros((len(jobs), sampling.max_tokens), device=device)
-            lengths = torch.full((len(jobs),), sampling.max_tokens, device=device)
-            stopped = torch.zeros(len(jobs), dtype=torch.bool, device=device)
-            rows = torch.arange(len(jobs), device=device)
-            positions = visible.sum(-1) if visible is not None else torch.full_like(rows, cache.get_seq_length())
+            logits, cache, visible, row = self._prefill(jobs, sampling)
+            positions = visible.sum(-1)
+            padded = not bool(visible.all())
+            # the completions that still go on, and for each the row of the batch that holds its tokens so far
+            live = torch.arange(len(jobs), device=device)
             for t in range(sampling.max_tokens):
-                tokens, chosen = draw(logits, uniform[rows, t], sampling)
-                running = ~stopped[rows]
-                token_ids[rows, t] = torch.where(running, tokens, policy.pad_id)
-                logprobs[rows, t] = torch.where(running, chosen, 0.0)
-                ends = torch.isin(tokens, stop_ids) & running
-                lengths[rows[ends]] = t + 1
-                stopped[rows[ends]] = True
-                live = ~stopped[rows]
-                alive = int(live.sum())
-                if not alive or t + 1 == sampling.max_tokens:
+                tokens, chosen = draw(logits, row, uniform[live, t], sampling)
+                token_ids[live, t], logprobs[live, t] = tokens, chosen
+                ends = torch.isin(tokens, stop_ids)
+                lengths[live[ends]], stopped[live[ends]] = t + 1, True
+                live, row, tokens = live[~ends], row[~ends], tokens[~ends]
+                if not len(live) or t + 1 == sampling.max_tokens:
                     break
-                if len(rows) - alive > DROP_SHARE * len(rows):
-                    keep = live.nonzero().squeeze(-1)
-                    select_rows(cache, keep)
-                    rows, tokens, positions = rows[keep], tokens[keep], positions[keep]
-                    visible = visible[keep] if visible is not None else None
-                if visible is not None:
-                    visible = torch.cat([visible, visible.new_ones(len(rows), 1)], dim=-1)
+                index, tokens, row = part(row, tokens)
+                if len(index) != len(positions) or not torch.equal(index, torch.arange(len(index), device=device)):
+                    select_rows(cache, index)
+                    positions, visible = positions[index], visible[index]
+                visible = torch.cat([visible, visible.new_ones(len(visible), 1)], dim=-1)
                 output = policy.model(
                     input_ids=tokens[:, None],
-                    attention_mask=visible,
+                    attention_mask=visible if padded else None,
                     position_ids=positions[:, None],
                     past_key_values=cache,
                     use_cache=True,
@@ -111,11 +105,10 @@ class HFEngine:
 
     def _prefill(
         self, jobs: Sequence[tuple[Prompt, int]], sampling: Sampling
-    ) -> tuple[Tensor, DynamicCache, Tensor | None]:
-        """Logits (R, V) after the prompts, their cache, and which cached positions each row may see (R, T).
+    ) -> tuple[Tensor, DynamicCache, Tensor, Tensor]:
+        """Logits (S, V) after the prompts, their cache, the cached positions a row may see (S, T), and each job's row.
 
-        Each distinct prompt is computed once. Prompts of unequal length are padded on the left; for equal ones there is
-        no mask at all, which attention is faster without."""
+        Each distinct prompt is a row. Prompts of unequal length are padded on the left."""
         device = self.policy.device
         distinct = list(dict.fromkeys(prompt.token_ids for prompt, _ in jobs))
         place = {ids: i for i, ids in enumerate(distinct)}
@@ -125,9 +118,9 @@ class HFEngine:
         for i, ids in enumerate(distinct):
             token_ids[i, longest - len(ids) :] = torch.tensor(ids)
             visible[i, longest - len(ids) :] = 1
-        padded = not bool(visible.all())
+        padded = not bool(visible.all())  # without a mask attention is faster
         token_ids, visible = token_ids.to(device), visible.to(device)
-        cache = growing(DynamicCache(config=self.policy.model.config), longest + sampling.max_tokens)
+        cache = growing(DynamicCache(config=self.policy.model.config), len(jobs), longest + sampling.max_tokens)
         output = self.policy.model(
             input_ids=token_ids,
             attention_mask=visible if padded else None,
@@ -136,9 +129,8 @@ class HFEngine:
             use_cache=True,
             logits_to_keep=1,
         )
-        index = torch.tensor([place[prompt.token_ids] for prompt, _ in jobs], device=device)
-        select_rows(cache, index)
-        return output.logits[index, -1], cache, visible[index] if padded else None
+        row = torch.tensor([place[prompt.token_ids] for prompt, _ in jobs], device=device)
+        return output.logits[:, -1], cache, visible, row
 
     def _completions(
         self, token_ids: Tensor, logprobs: Tensor, lengths: list[int], stopped: list[bool]
@@ -149,6 +141,26 @@ class HFEngine:
             Completion(i, tuple(values[:n]), text, "stop" if stop else "length", self.version)
             for i, values, n, text, stop in zip(ids, logprobs.tolist(), lengths, texts, stopped, strict=True)
         ]
+
+
+def part(row: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The next rows of the batch: one for each distinct continuation (row, token) of the rows before.
+
+    row, tokens: (R,), what each completion was in and what it drew. Returns index (S,), the row before of each new one;
+    the new rows' tokens (S,); and each completion's new row (R,). A row's first continuation stays in its place, where
+    that is among the first S; the others take the places that are free, so that little of the cache has to move."""
+    pairs, inverse = torch.unique((row << 32) + tokens, return_inverse=True)  # sorted by row, then token
+    parents, continuations = pairs >> 32, pairs & 0xFFFFFFFF
+    count = len(parents)
+    stays = parents < count
+    stays[1:] &= parents[1:] != parents[:-1]
+    free = torch.ones(count, dtype=torch.bool, device=row.device)
+    free[parents[stays]] = False
+    place = torch.empty_like(parents)
+    place[stays], place[~stays] = parents[stays], free.nonzero().squeeze(-1)
+    index, next_tokens = torch.empty_like(parents), torch.empty_like(continuations)
+    index[place], next_tokens[place] = parents, continuations
+    return index, next_tokens, place[inverse]
 
 
 def random_streams(jobs: Sequence[tuple[Prompt, int]], sampling: Sampling) -> np.ndarray:

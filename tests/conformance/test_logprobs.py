@@ -25,7 +25,9 @@ def test_temperature_is_in_them():
     hidden, weight = torch.tensor([[1.0]]), torch.tensor([[2.0], [0.0]])
     value, _ = token_logprobs(hidden, weight, None, torch.tensor([0]), scale=1 / 0.5)
     assert float(value) == pytest.approx(-0.01815, abs=1e-5)
-    tokens, sampled = draw(torch.tensor([[2.0, 0.0]]), torch.tensor([0.5], dtype=torch.float64), Sampling(1, 1, 0.5))
+    tokens, sampled = draw(
+        torch.tensor([[2.0, 0.0]]), torch.tensor([0]), torch.tensor([0.5], dtype=torch.float64), Sampling(1, 1, 0.5)
+    )
     assert int(tokens) == 0
     assert float(sampled) == pytest.approx(-0.01815, abs=1e-5)
 
@@ -48,7 +50,7 @@ def test_the_sampled_tokens_logprob_not_the_likeliest_ones():
     """{a: -.1, sampled: -3}: -3."""
     rest = 1 - math.exp(-0.1) - math.exp(-3.0)
     logits = torch.tensor([[-0.1, math.log(rest), -3.0]])
-    tokens, sampled = draw(logits, torch.tensor([0.9999], dtype=torch.float64), Sampling(1, 1))
+    tokens, sampled = draw(logits, torch.tensor([0]), torch.tensor([0.9999], dtype=torch.float64), Sampling(1, 1))
     assert int(tokens) == 2
     assert float(sampled) == pytest.approx(-3.0, abs=1e-5)
 
@@ -56,7 +58,7 @@ def test_the_sampled_tokens_logprob_not_the_likeliest_ones():
 def test_the_draw_follows_the_distribution():
     p = torch.tensor([0.1, 0.0, 0.6, 0.3])
     uniform = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    tokens, _ = draw(p.log().expand(10_000, 4), uniform, Sampling(1, 1))
+    tokens, _ = draw(p.log()[None], torch.zeros(10_000, dtype=torch.long), uniform, Sampling(1, 1))
     counts = torch.bincount(tokens, minlength=4).double() / 10_000
     torch.testing.assert_close(counts, p.double(), atol=2e-4, rtol=0)
 
