@@ -80,7 +80,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--trl-rows",
         type=int,
         nargs="+",
-        default=[32, 64, 256],
+        default=[16, 64, 256],
         help="per_device_train_batch_size; each is a contender",
     )
     add("--trl-defaults", action="store_true", help="also TRL with its own defaults: 8 rows, checkpointing, bf16")
