@@ -63,9 +63,9 @@ PAPERS: dict[str, str] = {
     "reinforce": "Williams 1992",
     "reinforce_pp": "Hu et al. 2025, arXiv:2501.03262",
     "reinforce_pp_baseline": "Hu et al. 2025, arXiv:2501.03262",
-    "maxrl": "arXiv:2602.02710",
+    "maxrl": "Tajwar et al. 2026, arXiv:2602.02710",
     "gpg": "Chu et al. 2025, arXiv:2504.02546",
-    "pass_at_k": "arXiv:2503.19595",
+    "pass_at_k": "Tang et al. 2025, arXiv:2503.19595",
 }
 
 # losses.LOSSES once more, (ratio, surrogate, reduction), for those who must not import torch; a test holds them equal

@@ -28,11 +28,14 @@ _READ = 1 << 22
 log = logging.getLogger(__name__)
 
 
-def save(root: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+def save(
+    root: Path, step: int, write: Callable[[Path], None], keep: int, use: Callable[[Path], None] | None = None
+) -> Path:
     """Have `write` fill a folder, make it root/step-N at once, and prune all but the newest `keep` up to it.
 
-    A checkpoint of the same step is replaced. Where `write` or the disk fails the earlier checkpoints stay as they
-    were and nothing of the new one is left; a disk that is full or read-only raises UserError, the rest passes through.
+    `use` is called with the new folder before older ones are pruned. A checkpoint of the same step is replaced. Where
+    `write` or the disk fails the earlier checkpoints stay as they were and nothing of the new one is left; a disk that
+    is full or read-only raises UserError, the rest passes through.
     """
     assert keep >= 1, keep
     final, temporary, old = root / f"step-{step}", root / f".tmp-step-{step}", root / f".old-step-{step}"
@@ -58,6 +61,8 @@ def save(root: Path, step: int, write: Callable[[Path], None], keep: int) -> Pat
                 "command again: it continues from the last one"
             ) from error
         raise
+    if use is not None:
+        use(final)
     _discard(old)
     steps = sorted((n for n in _steps(root) if n <= step), reverse=True)
     for n in steps[keep:]:

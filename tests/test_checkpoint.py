@@ -68,6 +68,14 @@ def test_save_find_and_prune(tmp_path: Path) -> None:
     assert manifest["files"]["model/weights.bin"]["size"] == 3000
 
 
+def test_the_new_one_is_in_use_before_older_ones_go(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+    for step in (1, 2):
+        save(tmp_path, step, writer(f"s{step}"), 1, lambda path: seen.append(names(path.parent)))
+    assert seen == [["step-1"], ["step-1", "step-2"]]
+    assert names(tmp_path) == ["step-2"]
+
+
 def test_the_same_step_again_replaces(tmp_path: Path) -> None:
     save(tmp_path, 3, writer("old"), keep=1)
     save(tmp_path, 3, writer("new"), keep=1)

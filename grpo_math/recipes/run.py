@@ -167,12 +167,13 @@ class Loop:
             }
             (path / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
-        path = checkpoint.save(self.folder.checkpoints, step, write, self.cfg.checkpoint.keep)
-        # a kill between pruning and this leaves the link dangling until the resumed run saves
-        link, fresh = self.folder.path / MODEL_LINK, self.folder.path / f".{MODEL_LINK}"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(path.relative_to(self.folder.path))
-        fresh.replace(link)
+        def use(path: Path) -> None:
+            link, fresh = self.folder.path / MODEL_LINK, self.folder.path / f".{MODEL_LINK}"
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(path.relative_to(self.folder.path))
+            fresh.replace(link)
+
+        checkpoint.save(self.folder.checkpoints, step, write, self.cfg.checkpoint.keep, use)
 
     def restore(self, path: Path, step: int) -> bool:
         """Whether the run had reached its end: its last step, or what the recipe was asked for."""
