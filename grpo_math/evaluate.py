@@ -55,6 +55,9 @@ def summarise(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Any]:
     verdicts = [s.verdict for group in groups for s in group.scores]
     total = len(verdicts)
     result: dict[str, Any] = {"problems": len(groups), "completions": total}
+    # of each problem first: a completion without a verdict must not make the others of its problem weigh more
+    shares = [c / n for n, c in counts if n]
+    result["accuracy"] = sum(shares) / len(shares) if shares else float("nan")
     for k in ks:
         known = [pass_at_k(n, c, k) for n, c in counts if n >= k]
         if known:
@@ -195,7 +198,17 @@ def print_results(results: dict[str, Any], ks: Sequence[int], out: Path) -> None
         if f"pass@{k}" in results:
             low, high = results[f"pass@{k}_interval"]
             table.add_row(f"pass@{k}", f"{results[f'pass@{k}']:.3f}  [{low:.3f}, {high:.3f}]")
-    shown = ("majority", "format_rate", "truncated", "mean_tokens", "timeouts", "errors", "problems", "seconds")
+    shown = (
+        "accuracy",
+        "majority",
+        "format_rate",
+        "truncated",
+        "mean_tokens",
+        "timeouts",
+        "errors",
+        "problems",
+        "seconds",
+    )
     for key in shown:
         value = results[key]
         table.add_row(key.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value))

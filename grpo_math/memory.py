@@ -190,9 +190,10 @@ def in_sampling(cfg: config.Common, shape: Shape | None, row: int) -> list[Part]
     rows = min(rows, cfg.rollout.max_rows)
     if shape is None or rows == 0:
         return []
-    width = 2 if cfg.backend.dtype == "bfloat16" else 4
-    cache = rows * row * 2 * shape.layers * shape.keys * width
+    # under autocast the rotated keys come out in float32, the values in bfloat16
+    width = 6 if cfg.backend.dtype == "bfloat16" else 8
+    cache = rows * row * shape.layers * shape.keys * width
     return [
-        Part("key-value cache", cache, f"{rows:,} rows x {row:,} tokens x 2 x L x K x {width} bytes"),
+        Part("key-value cache", cache, f"{rows:,} rows x {row:,} tokens x L x K x {width} bytes (keys and values)"),
         Part("next-token table", 16 * rows * shape.vocabulary, f"{rows:,} rows x V x 16 bytes"),
     ]

@@ -74,6 +74,8 @@ class Policy:
             hidden = self.model.base_model(input_ids=batch.token_ids, use_cache=False).last_hidden_state
             before = batch.loss_mask[:, 1:]
             head = self.model.get_output_embeddings()
+        if autocast is not None:
+            hidden = hidden.to(autocast)  # the model's own head, which the sampler uses, rounds to this too
         chosen, entropies = token_logprobs(
             hidden[:, :-1][before],
             head.weight,
@@ -147,6 +149,7 @@ def make_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> P
     scale = float(getattr(settings, "logit_scale", None) or 1.0) / float(
         getattr(settings, "logits_scaling", None) or 1.0
     )
+    mend_generation_config(model)
     policy = Policy(model.eval(), tokenizer, scale, getattr(settings, "final_logit_softcapping", None))
     _check_head(policy)
     return policy
@@ -169,6 +172,17 @@ def _check_head(policy: Policy) -> None:
             f"{type(policy.model).__name__}: log-probabilities computed in chunks differ from the model's own by "
             f"{gap:.3g}; this architecture changes its logits in a way that policy.py does not know, see make_policy"
         )
+
+
+def mend_generation_config(model: PreTrainedModel) -> None:
+    """Hub models come with a temperature but without do_sample, which transformers loads but refuses to save."""
+    settings = model.generation_config
+    if settings is None:
+        return
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
 
 
 def switch_off_dropout(model_config: object) -> None:

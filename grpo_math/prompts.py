@@ -30,7 +30,8 @@ def prompt_maker(task: config.Task, module: ModuleType, tokenizer: PreTrainedTok
         # replace, not str.format: templates are full of \boxed{}
         text = template.replace("{question}", problem.question)
         if not chat:
-            return Prompt(problem, plain_ids(text if system is None else f"{system}\n\n{text}", tokenizer), text)
+            text = text if system is None else f"{system}\n\n{text}"
+            return Prompt(problem, plain_ids(text, tokenizer), text)
         messages = [{"role": "system", "content": system}] if system else []
         rendered = tokenizer.apply_chat_template(
             [*messages, {"role": "user", "content": text}], add_generation_prompt=True, tokenize=False

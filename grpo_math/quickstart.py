@@ -18,6 +18,7 @@ from rich.table import Table
 from grpo_math import checkpoint, config
 from grpo_math.config_file import load_config
 from grpo_math.evaluate import evaluate_command
+from grpo_math.log import write_whole
 from grpo_math.recipes.run import Resume, run
 from grpo_math.types import UserError
 
@@ -39,30 +40,40 @@ def quickstart(
     """Teach, reinforce, measure; print a table and write results.json."""
     console = Console()
     began = time.perf_counter()
-    common = [f"seed={seed}"]
-    base = load_config(LAUNCH / "arithmetic_sft.yaml", [*common, f"run_dir={out}/base"])
+    # problems too are other ones with another seed, and in each stage
+    base = load_config(
+        LAUNCH / "arithmetic_sft.yaml", [f"seed={seed}", f"task.options.seed={seed}", f"run_dir={out}/base"]
+    )
     trained = load_config(
-        LAUNCH / "arithmetic_grpo.yaml", [*common, f"run_dir={out}/trained", f"model.path={out}/base/model"]
+        LAUNCH / "arithmetic_grpo.yaml",
+        [
+            f"seed={seed}",
+            f"task.options.seed={1000 + seed}",
+            f"run_dir={out}/trained",
+            f"model.path={out}/base/model",
+        ],
     )
     resume: Resume = "auto" if interrupted(out, seed) else "never"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").unlink(missing_ok=True)
-    (out / "seed").write_text(f"{seed}\n")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json").unlink(missing_ok=True)
+        write_whole(out / "seed", f"{seed}\n")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror or error}); give another folder") from error
 
     console.rule("1/3  a base model, taught until it is right about three times in ten")
     run(base, resume)
     console.rule("2/3  GRPO: the same model, rewarded by the math verifier alone")
     run(trained, resume if checkpoint.latest(out / "trained" / "checkpoints") else "never")
-    console.rule(f"3/3  both on {PROBLEMS} problems that neither has seen")
+    console.rule(f"3/3  both on the same {PROBLEMS} problems, on which neither was trained")
     results: dict[str, Any] = {}
     for name, cfg in (("base", base), ("trained", trained)):
-        results[name] = measure(cfg, out / name / "evaluation", seed)
+        results[name] = measure(cfg, trained.task, out / name / "evaluation", seed)
     results["seconds"] = time.perf_counter() - began
     results["seed"] = seed
-    text = json.dumps(results, indent=1)
-    (out / "results.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(out / "results.json", json.dumps(results, indent=1) + "\n")
     console.print(table(results))
-    console.print(f"{results['seconds']:.0f} s in all. Runs, samples and curves: {out}/  (figures: {out}/results.json)")
+    console.print(f"{results['seconds']:.0f} s in all. Runs and samples: {out}/  figures: {out}/results.json")
 
 
 def interrupted(out: Path, seed: int) -> bool:
@@ -71,8 +82,10 @@ def interrupted(out: Path, seed: int) -> bool:
     return mark.is_file() and mark.read_text().strip() == str(seed) and not (out / "results.json").exists()
 
 
-def measure(cfg: config.Common, out: Path, seed: int) -> dict[str, Any]:
-    task = cfg.task.model_copy(update={"split": "test", "limit": PROBLEMS})
+def measure(cfg: config.Common, task: config.Task, out: Path, seed: int) -> dict[str, Any]:
+    """The newest model of a run on the test split, drawn with a seed of its own."""
+    options = {**task.options, "seed": 2000 + seed}
+    task = task.model_copy(update={"split": "test", "limit": PROBLEMS, "options": options})
     return evaluate_command(
         model=f"{cfg.run_dir}/model",
         task=task,

@@ -34,7 +34,9 @@ Fields = tuple[float | None, Reason, str, str | None, Any]  # a Verdict's, plain
 
 def main() -> None:
     """Serve until the parent closes the pipe. argv is the parent's sys.path (see scoring_pool.Worker)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # Ctrl-C and a scheduler's end are the parent's to handle. A handler, since what a verifier starts inherits SIG_IGN
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a verifier prints goes to stderr, not between the messages

@@ -340,3 +340,64 @@ def test_every_preset_takes_a_step(setting, name, tmp_path):
     run(cfg)
     (row,) = lines(cfg, "metrics.jsonl")
     assert row["reward/mean"] is not None
+
+
+def test_a_step_without_any_trained_token_is_no_end(setting):
+    """Everything truncated and masked: there is no KL to adapt the coefficient to."""
+    cfg = setting(
+        steps=2,
+        sampling={"max_tokens": 2},
+        overlong={"mask": True},
+        kl={"coefficient": 0.1, "target": 0.01},
+    )
+    run(cfg)
+    assert [row["completion/truncated"] > 0 for row in lines(cfg, "metrics.jsonl")] == [True, True]
+
+
+def test_evaluation_leaves_out_what_does_not_fit_and_says_so(setting, tmp_path, capsys):
+    task = tmp_path / "held_out.py"
+    task.write_text(
+        "from grpo_math.types import Problem\n"
+        f"VERIFIER = {str(tmp_path / 'verifier.py')!r}\n"
+        "def load(split, path=None):\n"
+        "    long = [Problem('long', 'held_out', 'x' * 125, '1')]\n"
+        "    return long + [Problem(str(i), 'held_out', f'{i}?', '1') for i in range(3)]\n"
+    )
+    cfg = setting(steps=2, evaluation={"every": 1, "n": 2, "k": [1, 2], "task": {"name": str(task), "split": "test"}})
+    run(cfg)
+    assert "1 prompts of more than 120 tokens are left out" in capsys.readouterr().out
+    for row in lines(cfg, "metrics.jsonl"):
+        assert row["eval/problems"] == 3
+        assert 0 <= row["eval/pass@1"] <= row["eval/pass@2"] <= 1
+        assert row["eval/accuracy"] == pytest.approx(row["eval/pass@1"])
+
+
+def test_what_shapes_the_reward_is_shown_beside_it(setting):
+    cfg = setting(overlong={"penalty_buffer": 0.5}, kl={"coefficient": 0.1, "where": "reward", "estimator": "k1"})
+    run(cfg)
+    for row in lines(cfg, "metrics.jsonl"):
+        parts = row["reward/verifier"] + row["reward/overlong"] + row["reward/kl"]
+        assert row["reward/mean"] == pytest.approx(parts, abs=1e-6)
+        assert row["reward/overlong"] < 0
+
+
+def test_gsm8k_from_disk(shared, tmp_path):
+    """launch/gsm8k.yaml as users start it, but for its size."""
+    from grpo_math.config_file import load_config
+
+    cfg = load_config(
+        Path("launch/gsm8k.yaml"),
+        [
+            f"model.path={save_tiny(tmp_path / 'model', context=1024)}",
+            f"task.path={shared}/data/gsm8k_{{split}}.jsonl",
+            f"run_dir={tmp_path / 'run'}",
+            "steps=2",
+            "prompts_per_step=4",
+            "group_size=4",
+            "sampling.max_tokens=16",
+        ],
+    )
+    run(cfg)
+    assert len(lines(cfg, "completions.jsonl")) == 2 * 4 * 4
+    assert all(row["sampler/gap"] < 0.05 for row in lines(cfg, "metrics.jsonl"))
+    AutoModelForCausalLM.from_pretrained(Path(cfg.run_dir) / "model")

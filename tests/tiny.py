@@ -15,10 +15,10 @@ from grpo_math.types import Completion, Group, Problem, Prompt, Scored, Verdict
 TINY = config.NewModel(hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=64, context=128)
 
 
-def tiny_policy(seed: int = 0, sharp: float = 1.0) -> Policy:
+def tiny_policy(seed: int = 0, sharp: float = 1.0, context: int = 128) -> Policy:
     """sharp > 1 scales the weights so that the distributions are far from uniform."""
     tokenizer = character_tokenizer()
-    model = small_model(TINY, tokenizer, seed)
+    model = small_model(TINY.model_copy(update={"context": context}), tokenizer, seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -26,8 +26,8 @@ def tiny_policy(seed: int = 0, sharp: float = 1.0) -> Policy:
     return make_policy(model, tokenizer)
 
 
-def save_tiny(path: Path, seed: int = 0) -> Path:
-    policy = tiny_policy(seed)
+def save_tiny(path: Path, seed: int = 0, context: int = 128) -> Path:
+    policy = tiny_policy(seed, context=context)
     policy.model.save_pretrained(path)
     policy.tokenizer.save_pretrained(path)
     return path

@@ -82,8 +82,11 @@ class GRPO:
             batch = self.with_old_and_reference(batch)
 
             rewards = group_rewards(groups, cfg.sampling.max_tokens, self.penalty_buffer, cfg.overlong.penalty)
+            if self.penalty_buffer:
+                metrics["reward/overlong"] = mean_of(rewards) - mean_of(group_rewards(groups, 0, 0, 0.0))
             if self._kl_in_reward:
                 penalty, metrics["kl/ref"] = self.kl_penalty(batch)
+                metrics["reward/kl"] = -float(penalty.mean())
                 rewards[~rewards.isnan()] -= penalty
             metrics |= {"reward/mean": mean_of(rewards), "reward/std": float(rewards[~rewards.isnan()].std())}
 
@@ -91,7 +94,7 @@ class GRPO:
             batch = batch.with_advantages(advantages[~rewards.isnan()])
             metrics |= self.update(batch, step)
 
-            # several updates make a later step's policy differ from the sampler unless this happens
+            # without this the next step would be sampled with old weights
             parts.engine.update_weights(parts.backend.weights(), version=step)
             self.move_reference_and_coefficient(metrics, step)
 
@@ -110,7 +113,7 @@ class GRPO:
                 seed = step_seed(cfg.seed, step, sampling_round)
                 completions = parts.engine.generate(prompts, replace(self.sampling, seed=seed))
             with watch("verify"):
-                groups = parts.score(prompts, completions)
+                groups = parts.score(prompts, completions, before=[*kept, *filtered])
             for group in groups:
                 (kept if not cfg.dynamic_sampling.enabled or has_signal(group) else filtered).append(group)
             if len(kept) == cfg.prompts_per_step:
@@ -123,7 +126,8 @@ class GRPO:
         some = batch.rows(range(0, len(batch), max(1, len(batch) // GAP_ROWS)))
         gaps = (self.parts.backend.logprobs(some) - some.sampler_logprobs)[some.loss_mask].abs()
         gap = float(gaps.mean()) if len(gaps) else 0.0
-        if not gap <= self.max_gap and self.cfg.correction.name == "none":
+        expected = self.cfg.correction.name != "none" and self.cfg.rollout.max_logprob_gap is None
+        if not gap <= self.max_gap and not expected:
             raise RuntimeError(
                 f"step {step}: the sampler's log-probabilities differ from the trainer's by {gap:.3g} nats on average "
                 f"(rollout.max_logprob_gap={self.max_gap:g}): the sampler has other weights than the trainer, or "
@@ -165,13 +169,14 @@ class GRPO:
         return {name: sum(r[name] for r in results if name in r) / sum(name in r for r in results) for name in names}
 
     def shares(self, batch: Batch) -> list[Batch]:
-        """The rows of each update, siblings together. The weights are those of the whole step, times the number of
-        updates, so a token weighs the same in whichever update it lands."""
+        """The rows of each update, in the order of the groups. The weights are those of the whole step, times the
+        number of updates, so a token weighs the same in whichever update it lands."""
         count = self.cfg.updates_per_step
         bounds = [round(i * len(batch) / count) for i in range(count + 1)]
         shares = [batch.rows(range(a, b)).scale_weights(count) for a, b in pairwise(bounds) if a < b]
         if not self.every_row_counts:
-            # an advantage of exactly 0 has exactly no gradient: skipping the row changes nothing but the time
+            # an advantage of exactly 0 has exactly no gradient: skipping the row changes the time alone. A share
+            # without any signal moves no weight at all, not even by AdamW's momentum and weight decay
             shares = [share.rows(share.advantages.abs().sum(1).nonzero().squeeze(1)) for share in shares]
         return [share.merge_copies() for share in shares]
 
@@ -179,7 +184,7 @@ class GRPO:
         if self.reference is None:
             return
         metrics["kl/coefficient"] = self.kl_coefficient
-        if self.cfg.kl.target:
+        if self.cfg.kl.target and "kl/ref" in metrics:  # absent where every completion of the step was masked
             self.kl_coefficient = adapt(self.kl_coefficient, metrics["kl/ref"], self.cfg.kl.target)
         move_reference(self.reference, self.parts.backend.weights(), self.cfg.kl, step)
 

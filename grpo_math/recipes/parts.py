@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +16,16 @@ from grpo_math import config
 from grpo_math.backend.base import Metrics, TrainBackend
 from grpo_math.backend.torch import DTYPES, TorchBackend
 from grpo_math.find import find_task, find_verifier
-from grpo_math.groups import score_groups
+from grpo_math.groups import TooManyErrors, score_groups
 from grpo_math.plan import resolve_rewards
 from grpo_math.policy import Policy
-from grpo_math.problems import ProblemSource, ProblemStream, load_problems
+from grpo_math.problems import ProblemStream, load_problems
 from grpo_math.prompts import MakePrompt, prompt_maker
 from grpo_math.recipes.watchdog import Watchdog
 from grpo_math.rollout.engine import RolloutEngine
 from grpo_math.rollout.hf import HFEngine
 from grpo_math.scoring import Scorer
-from grpo_math.types import Completion, Group, Prompt, UserError
+from grpo_math.types import Completion, Group, Problem, Prompt, UserError
 
 MAX_TOO_LONG = 1000  # prompts in a row that do not fit: then none will
 
@@ -89,21 +89,50 @@ class Parts:
     watchdog: Watchdog
     autocast: torch.dtype | None
 
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> list[Group]:
-        return score_groups(self.scorer, prompts, completions)
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], before: Sequence[Group] = ()
+    ) -> list[Group]:
+        """`before`: what else the step has sampled, to be written down too should this stop the run."""
+        try:
+            return score_groups(self.scorer, prompts, completions)
+        except TooManyErrors as error:
+            error.groups[:0] = before
+            raise
 
 
-def prompts_of(task: config.Task, source: ProblemSource, policy: Policy) -> list[Prompt]:
-    """Every problem of a finite split as a prompt, in order."""
-    make = prompt_maker(task, find_task(task.name), policy.tokenizer)
-    return [make(problem) for problem in source.problems or []]
+def held_out_prompts(task: config.Task, cfg: config.Common, policy: Policy) -> list[Prompt]:
+    """The problems of a finite split as prompts, in order, without those whose answer the verifier cannot use or whose
+    prompt does not fit the context; says how many those are."""
+    source = load_problems(task, gold_check(cfg))
+    if source.problems is None:
+        raise UserError(
+            f"task {task.name}, split {task.split!r}, has no end and cannot be evaluated on; take another split"
+        )
+    make, room = prompt_maker(task, find_task(task.name), policy.tokenizer), policy.context - cfg.sampling.max_tokens
+    prompts = [make(problem) for problem in source.problems]
+    fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= room]
+    left_out = len(source.refused) + len(prompts) - len(fitting)
+    if left_out:
+        print(
+            f"evaluation on {task.name}, split {task.split}: {len(source.refused)} problems with answers of no use to "
+            f"the verifier and {len(prompts) - len(fitting)} prompts of more than {room} tokens are left out"
+        )
+    if not fitting:
+        raise UserError(
+            f"task {task.name}, split {task.split!r}: nothing is left to evaluate on; lower sampling.max_tokens="
+            f"{cfg.sampling.max_tokens} or take another task"
+        )
+    return fitting
+
+
+def gold_check(cfg: config.Common) -> Callable[[Problem], str | None] | None:
+    """The first verifier's own judgement of a gold answer: it is the one that decides what is correct."""
+    return getattr(find_verifier(resolve_rewards(cfg)[0].verifier), "check", None)
 
 
 def build_parts(cfg: config.Common, policy: Policy, updates: int) -> Parts:
     autocast = DTYPES[cfg.backend.dtype]
-    rewards = resolve_rewards(cfg)
-    check = getattr(find_verifier(rewards[0].verifier), "check", None)
-    source = load_problems(cfg.task, check)
+    source = load_problems(cfg.task, gold_check(cfg))
     source.require(cfg.prompts_per_step)
     room = policy.context - cfg.sampling.max_tokens
     if room < 1:
@@ -117,7 +146,7 @@ def build_parts(cfg: config.Common, policy: Policy, updates: int) -> Parts:
         backend=TorchBackend(
             policy, cfg.backend, cfg.optimizer, updates, cfg.micro_batch_tokens, cfg.sampling.temperature
         ),
-        scorer=Scorer(rewards, cfg.scoring),
+        scorer=Scorer(resolve_rewards(cfg), cfg.scoring),
         stream=PromptStream(
             ProblemStream(source, cfg.seed), prompt_maker(cfg.task, find_task(cfg.task.name), policy.tokenizer), room
         ),

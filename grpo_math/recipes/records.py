@@ -13,6 +13,8 @@ from grpo_math import config
 from grpo_math.rewards import has_signal
 from grpo_math.types import Group, Reason, Scored
 
+RESERVED = ("mean", "std", "accuracy", "overlong", "kl")  # metrics reward/... that are no verifier's
+
 
 def completion_records(
     step: int,
@@ -73,8 +75,9 @@ def group_metrics(groups: Sequence[Group], rewards: Sequence[config.Reward]) -> 
 
 
 def reward_name(reward: config.Reward) -> str:
-    """math for math, mine for ./mine.py."""
-    return Path(reward.verifier).stem if reward.verifier.endswith(".py") else reward.verifier
+    """math for math, mine for ./mine.py, and kl.py where the name is a metric's already."""
+    path = Path(reward.verifier)
+    return path.stem if path.suffix == ".py" and path.stem not in RESERVED else path.name
 
 
 def accuracy(scores: Sequence[Scored]) -> float:

@@ -28,7 +28,6 @@ from grpo_math.groups import TooManyErrors
 from grpo_math.log import COMPLETIONS, METRICS, Progress, RunFolder
 from grpo_math.plan import preflight, resolve_rewards
 from grpo_math.policy import Policy, load_policy, make_policy, pick_device
-from grpo_math.problems import load_problems
 from grpo_math.recipes.grpo import GRPO
 from grpo_math.recipes.parts import (
     Parts,
@@ -36,7 +35,7 @@ from grpo_math.recipes.parts import (
     StepResult,
     Stopwatch,
     build_parts,
-    prompts_of,
+    held_out_prompts,
     step_seed,
 )
 from grpo_math.recipes.records import completion_records
@@ -47,8 +46,17 @@ from grpo_math.types import Prompt, Sampling, UserError
 Resume = Literal["auto", "must", "never"]
 STATE_FILE = "run.json"
 MODEL_LINK = "model"  # run_dir/model is always the newest checkpoint, an ordinary Hugging Face folder
-# what may change between the parts of one run: none of it changes what a step computes
-FREE_TO_CHANGE = ("run_dir", "checkpoint.", "evaluation.", "scoring.workers", "phase_timeout_s")
+# what may change between the parts of one run: none of it changes what a step computes, but for rounding
+FREE_TO_CHANGE = (
+    "run_dir",
+    "checkpoint.",
+    "evaluation.",
+    "scoring.workers",
+    "phase_timeout_s",
+    "micro_batch_tokens",
+    "rollout.max_rows",
+    "backend.logprob_chunk",
+)
 
 
 def run(cfg: config.Common, resume: Resume = "auto") -> None:
@@ -102,7 +110,7 @@ class Loop:
             task = cfg.evaluation.task or held_out_task(cfg.task)
             if cfg.evaluation.limit and not task.limit:
                 task = task.model_copy(update={"limit": cfg.evaluation.limit})
-            self.held_out = prompts_of(task, load_problems(task), parts.policy)
+            self.held_out = held_out_prompts(task, cfg, parts.policy)
 
     def go(self, found: tuple[int, Path] | None) -> None:
         cfg, start = self.cfg, 0

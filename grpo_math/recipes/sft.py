@@ -14,8 +14,7 @@ from torch import Tensor
 from grpo_math import config
 from grpo_math.batch import Batch, pad_rows
 from grpo_math.losses import token_mean
-from grpo_math.problems import load_problems
-from grpo_math.recipes.parts import Parts, StepResult, Stopwatch, prompts_of, step_seed
+from grpo_math.recipes.parts import Parts, StepResult, Stopwatch, held_out_prompts, step_seed
 from grpo_math.recipes.records import accuracy
 from grpo_math.types import Completion, Prompt, Sampling, UserError
 
@@ -29,7 +28,7 @@ class SFT:
         self.held_out: list[Prompt] = []
         if cfg.stop is not None:
             task = cfg.task.model_copy(update={"split": "test", "limit": cfg.stop.problems})
-            self.held_out = prompts_of(task, load_problems(task, None), parts.policy)
+            self.held_out = held_out_prompts(task, cfg, parts.policy)
 
     def step(self, step: int) -> StepResult:
         watch = Stopwatch(self.parts.watchdog)

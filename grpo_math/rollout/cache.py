@@ -83,4 +83,4 @@ def select_rows(cache: DynamicCache, index: Tensor) -> None:
         if isinstance(layer, GrowingLayer):
             layer.select(index)
         else:
-            layer.batch_select_indices(index)
+            layer.reorder_cache(index)  # moves recurrent states too, which batch_select_indices leaves out

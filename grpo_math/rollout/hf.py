@@ -11,6 +11,7 @@ seed gives the same tokens whatever the batch. Left out: paged attention and con
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from inspect import signature
 from zlib import crc32
 
 import numpy as np
@@ -21,13 +22,18 @@ from transformers.cache_utils import DynamicCache
 from grpo_math.policy import Policy
 from grpo_math.rollout.cache import growing, select_rows
 from grpo_math.rollout.sampler import draw
-from grpo_math.types import Completion, Prompt, Sampling
+from grpo_math.types import Completion, Prompt, Sampling, UserError
 
 
 class HFEngine:
     """max_rows bounds the completions decoded side by side; autocast is the backend's, so that both round alike."""
 
     def __init__(self, policy: Policy, max_rows: int, autocast: torch.dtype | None = None) -> None:
+        if "past_key_values" not in signature(policy.model.forward).parameters:
+            raise UserError(
+                f"{type(policy.model).__name__} keeps its state in a way of its own, not in transformers' cache "
+                "(its forward takes no past_key_values): rollout.engine=hf cannot sample from it; take another model"
+            )
         self.policy, self.max_rows, self.autocast = policy, max_rows, autocast
         self.version = 0
 
@@ -38,9 +44,12 @@ class HFEngine:
         done: list[Completion | None] = [None] * len(jobs)
         training = self.policy.model.training
         self.policy.model.eval()  # with gradient checkpointing a model in training mode keeps no cache
-        for start in range(0, len(order), self.max_rows):
-            part = order[start : start + self.max_rows]
-            for j, completion in zip(part, self._decode([jobs[j] for j in part], sampling), strict=True):
+        rows = max(
+            self.max_rows // sampling.n * sampling.n, min(sampling.n, self.max_rows)
+        )  # whole groups, if they fit
+        for start in range(0, len(order), rows):
+            chosen = order[start : start + rows]
+            for j, completion in zip(chosen, self._decode([jobs[j] for j in chosen], sampling), strict=True):
                 done[j] = completion
         self.policy.model.train(training)
         flat = [c for c in done if c is not None]
