@@ -199,6 +199,17 @@ def test_a_stall_names_its_phase_prints_the_stacks_and_exits(setting, tmp_path):
     assert "in score" in errors
 
 
+def test_a_check_of_gold_answers_that_hangs_is_a_phase_too(setting, tmp_path):
+    """Of an endless task the answers are checked as they come, in the process that trains."""
+    verifier = tmp_path / "verifier.py"
+    cfg = setting(phase_timeout_s=3.0, task="arithmetic", rewards=[{"verifier": str(verifier)}])
+    verifier.write_text(verifier.read_text() + "def check(problem):\n    time.sleep(60)\n")
+    process = start(cfg, tmp_path)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 70
+    assert "phase `problems`" in errors
+
+
 def test_a_skipped_weight_sync_is_caught_within_one_step(setting, monkeypatch):
     """The engine keeps weights of its own here, as vLLM does, and is not told of the first update."""
     from grpo_math.recipes import parts

@@ -108,7 +108,8 @@ class GRPO:
         kept: list[Group] = []
         filtered: list[Group] = []
         for sampling_round in range(cfg.dynamic_sampling.max_rounds if cfg.dynamic_sampling.enabled else 1):
-            prompts = parts.stream.take(cfg.prompts_per_step - len(kept))
+            with watch("problems"):
+                prompts = parts.stream.take(cfg.prompts_per_step - len(kept))
             with watch("generate"):
                 seed = step_seed(cfg.seed, step, sampling_round)
                 completions = parts.engine.generate(prompts, replace(self.sampling, seed=seed))
