@@ -12,8 +12,9 @@ from benchmarks.setting import Result, Setting, Update, children_memory, measure
 from grpo_math.backend.torch import TorchBackend
 from grpo_math.batch import Batch
 from grpo_math.losses import REDUCTIONS, make_loss
+from grpo_math.problems import load_problems
 from grpo_math.recipes.grpo import GRPO
-from grpo_math.recipes.parts import build_parts
+from grpo_math.recipes.parts import build_parts, gold_check
 from grpo_math.recipes.run import starting_policy, updates_of
 
 
@@ -22,7 +23,8 @@ def measure(setting: Setting) -> Result:
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(setting.seed)
     cfg = setting.config()
-    parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg))
+    source = load_problems(cfg.task, gold_check(cfg))
+    parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg), source)
     result = Result()
     with parts.scorer, parts.watchdog:
         recipe = GRPO(cfg, parts)

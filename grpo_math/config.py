@@ -303,7 +303,7 @@ class Common(Section):
     """What every recipe has."""
 
     run_dir: PathText
-    seed: CountOrNone = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     model: Model
     task: Task
     steps: Count = 100

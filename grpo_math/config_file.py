@@ -39,7 +39,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> config.GRPO 
         raise UserError(f"{source.at(('recipe',), name)}: {unknown_name('recipe', name, config.RECIPES)}")
     recipe = config.RECIPES[name]
     tree = _expand(recipe, tree)
-    for key, raw, text in given:
+    # another task first: it drops the file's options for the old one, but not what the command line says of the new
+    for key, raw, text in sorted(given, key=lambda one: one[0][-1] != "task"):
         tree = _put(recipe, tree, key, raw, text)
 
     wrong: list[str] = []
@@ -199,7 +200,10 @@ def _merge(low: Any, high: Any) -> Any:
 def _put(annotation: Any, node: Any, key: Key, raw: str, text: str) -> Any:
     """`node` with the value of `raw` at `key`."""
     if not key:
-        return _merge(node, _expand(annotation, _value(annotation, raw, text)))
+        value = _value(annotation, raw, text)
+        if section_in(annotation) is config.Task and isinstance(value, str) and isinstance(node, dict):
+            node = node if node.get("name") == value else None  # options, path and template are another task's
+        return _merge(node, _expand(annotation, value))
     head, *rest = key
     if is_list(annotation):
         items = list(node) if isinstance(node, list) else []

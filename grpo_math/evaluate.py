@@ -8,6 +8,7 @@ Left out: the estimators themselves (passk.py) and several benchmarks in one com
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def summarise(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Any]:
     result: dict[str, Any] = {"problems": len(groups), "completions": total}
     # of each problem first: a completion without a verdict must not make the others of its problem weigh more
     shares = [c / n for n, c in counts if n]
-    result["accuracy"] = sum(shares) / len(shares) if shares else float("nan")
+    result["accuracy"] = sum(shares) / len(shares) if shares else math.nan
     for k in ks:
         known = [pass_at_k(n, c, k) for n, c in counts if n >= k]
         if known:
@@ -65,7 +66,8 @@ def summarise(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Any]:
             result[f"pass@{k}"] = figure.mean
             result[f"pass@{k}_interval"] = [figure.low, figure.high]
         result[f"pass@{k}_left_out"] = len(counts) - len(known)
-    result["majority"] = estimate([_majority(group) for group in groups]).mean
+    majorities = [m for m in map(_majority, groups) if not math.isnan(m)]
+    result["majority"] = sum(majorities) / len(majorities) if majorities else math.nan
     result["format_rate"] = sum(v.reason != "no_answer" and v.answer is not None for v in verdicts) / total
     result["truncated"] = sum(c.finish_reason == "length" for c in completions) / total
     result["mean_tokens"] = sum(len(c.token_ids) for c in completions) / total
@@ -75,9 +77,10 @@ def summarise(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Any]:
 
 
 def _majority(group: Group) -> float:
-    return majority(
-        [s.verdict.answer for s in group.scores], [float(s.verdict.reason == "correct") for s in group.scores]
-    )
+    """1 or 0 for a majority that is right or wrong; a verdict that is missing is neither."""
+    verdicts = [s.verdict for s in group.scores]
+    right = [None if v.reward is None else float(v.reason == "correct") for v in verdicts]
+    return majority([v.answer for v in verdicts], right)
 
 
 def sample_records(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -161,6 +164,12 @@ def evaluate_command(
         for start in track(range(0, len(fitting), per_block), description=f"{task.name}", transient=True):
             block = fitting[start : start + per_block]
             groups += score_groups(scorer, block, engine.generate(block, sampling))
+    failed = [s.verdict for group in groups for s in group.scores if s.verdict.reward is None]
+    if len(failed) == len(fitting) * n:
+        raise UserError(
+            f"verifier {reward.verifier} failed on all {len(failed)} completions, so there is nothing to report; the "
+            f"first: {failed[0].reason}: {failed[0].detail.strip()}"
+        )
     results = {
         "model": model,
         "task": task.name,

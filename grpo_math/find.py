@@ -12,7 +12,8 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -145,6 +146,17 @@ def _from_file(kind: _Kind, name: str) -> ModuleType:
     return module
 
 
+@contextmanager
+def user_code(what: str) -> Iterator[None]:
+    """Turns what a user's function raises into a UserError that names `what` and the line of the user's file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{what} failed: {_where(error, what)}: {type(error).__name__}: {error}") from error
+
+
 def _unknown(kind: _Kind, name: str) -> UserError:
     known = kind.known()
     guess = nearest(name, known)
@@ -158,14 +170,17 @@ def _unknown(kind: _Kind, name: str) -> UserError:
 
 
 def _broken(kind: _Kind, name: str, error: BaseException) -> UserError:
-    """The last line of the user's own code that ran, since the frames around it are the import system's."""
-    if isinstance(error, SyntaxError):
-        where = f"{error.filename}:{error.lineno}"
-    else:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
-        own = [f for f in frames if Path(f.filename) != Path(__file__) and "importlib" not in f.filename]
-        where = f"{own[-1].filename}:{own[-1].lineno}" if own else name
     remedy = ""
     if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
         remedy = f"; install it, for example: pip install {error.name}"
+    where = _where(error, name)
     return UserError(f"{kind.word} {name} cannot be loaded: {where}: {type(error).__name__}: {error}{remedy}")
+
+
+def _where(error: BaseException, name: str) -> str:
+    """The last line of the user's own code that ran, since the frames around it are the import system's."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    own = [f for f in frames if Path(f.filename) != Path(__file__) and "importlib" not in f.filename]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else name

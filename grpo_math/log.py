@@ -29,6 +29,7 @@ from grpo_math.types import UserError
 
 METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"
+CHECKPOINTS = "checkpoints"
 PACKAGES = ("torch", "transformers", "numpy", "datasets", "tokenizers", "safetensors", "vllm", "deepspeed")
 CONTINUE = "then run the same command again: it continues from the last checkpoint"
 
@@ -70,7 +71,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     def log_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and the numbers to TensorBoard. NaN and infinity become null: JSON has neither."""

@@ -40,15 +40,15 @@ def majority(answers: Sequence[str | None], rewards: Sequence[float | None]) -> 
     """The reward of the most frequent answer (Wang et al. 2022, arXiv:2203.11171); tied winners are averaged.
 
     answers: what the verifier read from each sample, None where there was nothing, which is no vote. rewards: of the
-    same samples, None where the verifier failed. No votes at all: 0.0. A winner without any score is left out; NaN
-    where that leaves none, since a missing score is not a zero.
+    same samples, None where the verifier failed. No votes at all: 0.0, or NaN where no sample has a score. A winner
+    without any score is left out; NaN where that leaves none, since a missing score is not a zero.
     """
     votes: dict[str, list[float | None]] = defaultdict(list)
     for answer, reward in zip(answers, rewards, strict=True):
         if answer is not None:
             votes[answer].append(reward)
     if not votes:
-        return 0.0
+        return math.nan if all(reward is None for reward in rewards) else 0.0
     most = max(map(len, votes.values()))
     scored = [[r for r in rs if r is not None] for rs in votes.values() if len(rs) == most]
     winners = [math.fsum(rs) / len(rs) for rs in scored if rs]

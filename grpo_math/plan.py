@@ -15,6 +15,7 @@ from pathlib import Path
 from grpo_math import config, memory
 from grpo_math.config_file import dump_config
 from grpo_math.find import find_task, find_verifier, nearest, verifier_of
+from grpo_math.problems import load_arguments
 from grpo_math.types import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")  # as policy.py has them
@@ -52,8 +53,8 @@ def resolve_rewards(cfg: config.Common) -> list[config.Reward]:
 
 
 def check_task(task: config.Task, key: str = "task.path") -> None:
-    """The task is there, and so is its file."""
-    find_task(task.name)
+    """The task is there, takes the options, and its file is there."""
+    load_arguments(task, find_task(task.name).load)
     # {split} is filled in by the task
     path = Path(task.path.replace("{split}", task.split)) if task.path else None
     if path is not None and not path.exists():

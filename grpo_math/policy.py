@@ -5,7 +5,6 @@ Left out: optimisation (backend/), sampling (rollout/), and the arithmetic of a 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,15 +118,26 @@ def load_policy(spec: config.Model, device: torch.device) -> Policy:
     try:
         model_config = AutoConfig.from_pretrained(spec.path, **options)
         switch_off_dropout(model_config)
-        model = AutoModelForCausalLM.from_pretrained(
-            spec.path, config=model_config, dtype=torch.float32, attn_implementation=spec.attention, **options
+        model, report = AutoModelForCausalLM.from_pretrained(
+            spec.path,
+            config=model_config,
+            dtype=torch.float32,
+            attn_implementation=spec.attention,
+            output_loading_info=True,
+            **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(spec.path, **options)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+    # nothing of ours runs in there, and the libraries below it raise whatever they like at a damaged file
+    except Exception as error:
         raise UserError(
-            f"{where} could not be loaded: {error}\nGive a folder made by save_pretrained, or a Hub id that this "
-            "machine can reach or has in its cache"
+            f"{where} could not be loaded: {type(error).__name__}: {error}\nGive a folder made by save_pretrained, or "
+            "a Hub id that this machine can reach or has in its cache"
         ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{where}: its weights lack {len(missing)} tensors that {type(model).__name__} has, such as {missing[0]}; "
+            "those would be random. Give the whole model, or another one"
+        )
     return make_policy(model.to(device), tokenizer)
 
 
@@ -138,6 +148,8 @@ def make_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> P
     """Checks that the chunked head gives the model's own logits, rather than assuming it for every architecture."""
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token and save it again")
+    if not tokenizer("1 + 1 = 2", add_special_tokens=False)["input_ids"]:
+        raise UserError("the tokenizer makes no tokens of a plain text; its files are incomplete, save it again")
     embedded = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > embedded:
         raise UserError(
@@ -168,6 +180,8 @@ def _check_head(policy: Policy) -> None:
     theirs = logits.log_softmax(-1).gather(-1, token_ids[0, 1:, None]).squeeze(-1)
     gap = float((ours[0, 1:] - theirs).abs().max())
     if not gap < 1e-3:
+        if bad := [name for name, p in policy.model.named_parameters() if not bool(p.isfinite().all())]:
+            raise UserError(f"the model's weights are not finite ({bad[0]} and {len(bad) - 1} more); give a sound copy")
         raise UserError(
             f"{type(policy.model).__name__}: log-probabilities computed in chunks differ from the model's own by "
             f"{gap:.3g}; this architecture changes its logits in a way that policy.py does not know, see make_policy"

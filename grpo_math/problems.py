@@ -6,6 +6,7 @@ Left out: how a task reads its data (tasks/, rows.py) and how a problem becomes 
 from __future__ import annotations
 
 import inspect
+import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from grpo_math.config import Task
-from grpo_math.find import find_task, nearest
+from grpo_math.find import find_task, nearest, user_code
 from grpo_math.types import Problem, UserError
 
 Check = Callable[[Problem], str | None]
 
+_END = object()
 PEEK = 10_000  # an iterator with at least this many problems is taken to be endless
 MAX_REFUSED_RUN = 1_000  # so many unusable problems of an endless task in a row, and nothing else will come
 
@@ -41,7 +43,8 @@ class ProblemSource:
     refused: list[tuple[Problem, str]] = field(default_factory=list)
 
     def usable(self, problem: Problem) -> bool:
-        complaint = self.check(problem) if self.check else None
+        with user_code(f"the verifier's check of problem {problem.id}"):
+            complaint = self.check(problem) if self.check else None
         if complaint is not None:
             self.refused.append((problem, complaint))
         return complaint is None
@@ -62,8 +65,9 @@ def load_problems(task: Task, check: Check | None = None) -> ProblemSource:
     task, options that its load does not take, items that are not Problems, ids that repeat, nothing left.
     """
     module = find_task(task.name)
-    arguments = _arguments(task, module.load)
-    loaded = module.load(task.split, **arguments)
+    arguments = load_arguments(task, module.load)
+    with user_code(f"task {task.name}"):
+        loaded = module.load(task.split, **arguments)
     peek = task.limit is None and not isinstance(loaded, Sized)
     problems = list(islice(_problems(task.name, loaded), PEEK if peek else task.limit))
     if not problems:
@@ -87,7 +91,7 @@ def load_problems(task: Task, check: Check | None = None) -> ProblemSource:
     return source
 
 
-def _arguments(task: Task, load: Callable[..., object]) -> dict[str, Any]:
+def load_arguments(task: Task, load: Callable[..., object]) -> dict[str, Any]:
     """What to call `load` with besides the split. Every mismatch is named here, before Python's own TypeError."""
     parameters = dict(islice(inspect.signature(load).parameters.items(), 1, None))  # the first one is the split
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -121,7 +125,12 @@ def _arguments(task: Task, load: Callable[..., object]) -> dict[str, Any]:
 def _problems(name: str, loaded: object) -> Iterator[Problem]:
     if not isinstance(loaded, Iterable):
         raise UserError(f"task {name}: load returned {loaded!r}; return a list of Problems, or yield them")
-    for number, item in enumerate(loaded, 1):
+    items = iter(loaded)
+    for number in itertools.count(1):
+        with user_code(f"task {name}"):
+            item = next(items, _END)
+        if item is _END:
+            return
         if not isinstance(item, Problem):
             raise UserError(f"task {name}: item {number} is a {type(item).__name__}, not a Problem: {str(item)[:60]!r}")
         for key in ("id", "question", "answer"):

@@ -19,6 +19,10 @@ MakePrompt = Callable[[Problem], Prompt]
 def prompt_maker(task: config.Task, module: ModuleType, tokenizer: PreTrainedTokenizerBase) -> MakePrompt:
     """What the config leaves open, the task's module decides: TEMPLATE (with {question} in it) and SYSTEM."""
     template: str = str(task.template or getattr(module, "TEMPLATE", "{question}"))
+    if "{question}" not in template:
+        raise UserError(
+            f"task {task.name}: its TEMPLATE lacks {{question}}, so no prompt would show the problem: {template!r}"
+        )
     system = task.system or getattr(module, "SYSTEM", None)
     chat = bool(tokenizer.chat_template) if task.chat is None else task.chat
     if chat and not tokenizer.chat_template:
@@ -31,7 +35,10 @@ def prompt_maker(task: config.Task, module: ModuleType, tokenizer: PreTrainedTok
         text = template.replace("{question}", problem.question)
         if not chat:
             text = text if system is None else f"{system}\n\n{text}"
-            return Prompt(problem, plain_ids(text, tokenizer), text)
+            ids = plain_ids(text, tokenizer)
+            if not ids:
+                raise UserError(f"problem {problem.id}: its prompt is empty; give it a question")
+            return Prompt(problem, ids, text)
         messages = [{"role": "system", "content": system}] if system else []
         rendered = tokenizer.apply_chat_template(
             [*messages, {"role": "user", "content": text}], add_generation_prompt=True, tokenize=False

@@ -83,8 +83,9 @@ def test_file_lies_over_preset_and_override_over_both(load: Load) -> None:
 def test_shorthands_merge_with_keys(load: Load) -> None:
     task = load(BASE, "task.path=train.jsonl").task
     assert (task.name, task.path) == ("gsm8k", "train.jsonl")
-    task = load(BASE.replace("gsm8k", "{name: gsm8k, path: a.jsonl}"), "task=math500").task
-    assert (task.name, task.path) == ("math500", "a.jsonl")
+    other = BASE.replace("gsm8k", "{name: gsm8k, path: a.jsonl, limit: 5}")
+    assert load(other, "task.limit=3", "task=math500").task == config.Task(name="math500", limit=3)
+    assert load(other, "task=gsm8k").task.path == "a.jsonl"
     assert load(BASE, "loss=dapo").loss == config.Loss(name="dapo")
     assert load(BASE, "loss.clip_high=0.3", "loss=dapo").loss == config.Loss(name="dapo", clip_high=0.3)
     assert load(BASE, "evaluation.task=math500", "evaluation.task.limit=3").evaluation.task.limit == 3

@@ -68,13 +68,12 @@ def test_the_quickstart_measures_both_models_on_the_same_problems(tmp_path: Path
                 "steps: 500": "steps: 2",
                 "every: 20, problems: 512": "every: 2, problems: 8",
                 "hidden_size: 128, layers: 4": "hidden_size: 16, layers: 1",
-                "max_tokens: 64": "max_tokens: 8",
             },
         ),
         (
             "arithmetic_grpo.yaml",
             {
-                "steps: 220": "steps: 2",
+                "steps: 300": "steps: 2",
                 "prompts_per_step: 64": "prompts_per_step: 2",
                 "max_tokens: 64": "max_tokens: 8",
             },

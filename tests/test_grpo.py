@@ -412,3 +412,38 @@ def test_gsm8k_from_disk(shared, tmp_path):
     assert len(lines(cfg, "completions.jsonl")) == 2 * 4 * 4
     assert all(row["sampler/gap"] < 0.05 for row in lines(cfg, "metrics.jsonl"))
     AutoModelForCausalLM.from_pretrained(Path(cfg.run_dir) / "model")
+
+
+def test_fresh_throws_nothing_away_before_the_new_run_can_start(setting, tmp_path):
+    cfg = setting(steps=1)
+    run(cfg)
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("run/**/*") if p.is_file())
+    inside = cfg.model_copy(update={"model": cfg.model.model_copy(update={"path": f"{cfg.run_dir}/model"})})
+    with pytest.raises(UserError, match="lies in run_dir"):
+        run(inside, "never")
+    torn = tmp_path / "torn"
+    save_tiny(torn)
+    (torn / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(UserError, match=r"torn could not be loaded"):
+        run(cfg.model_copy(update={"model": cfg.model.model_copy(update={"path": str(torn)})}), "never")
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("run/**/*") if p.is_file()) == before
+
+
+def test_weights_that_lack_a_tensor_are_refused(setting, tmp_path):
+    from safetensors.torch import save_file
+
+    cfg = setting()
+    file = Path(cfg.model.path) / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lack 1 tensors .*model\.layers\.1\.mlp\.up_proj\.weight"):
+        run(cfg)
+
+
+def test_a_run_folder_whose_config_is_gone_is_refused(setting):
+    cfg = setting(steps=1)
+    run(cfg)
+    (Path(cfg.run_dir) / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"config\.yaml is missing or damaged"):
+        run(cfg)

@@ -41,9 +41,9 @@ def test_mean_over_problems() -> None:
         (["7", "8", "9"], [1.0, 0.0, 0.0], 1 / 3),
         (["7", None, None, None], [1.0, 0.0, 0.0, 0.0], 1.0),
         ([None, None], [0.0, 0.0], 0.0),
-        ([], [], 0.0),
         (["7", "7"], [None, 1.0], 1.0),
         (["7", "8"], [None, 0.5], 0.5),
+        ([None, None], [None, 0.0], 0.0),
     ],
 )
 def test_majority(answers: list[str | None], rewards: list[float | None], expected: float) -> None:

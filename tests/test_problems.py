@@ -143,12 +143,20 @@ def test_no_usable_answer_at_all(task: Write) -> None:
         load_problems(task(f"def load(split): return {TEN}"), lambda p: "no number")
 
 
-def test_a_bug_of_the_verifier_is_not_the_users(task: Write) -> None:
+def test_a_bug_of_the_verifiers_check_is_named_with_its_line(task: Write) -> None:
     def check(problem: Problem) -> str | None:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(UserError, match=r"check of problem p0 failed: .*test_problems\.py:\d+: ZeroDivisionError"):
         load_problems(task(f"def load(split): return {TEN}"), check)
+
+
+@pytest.mark.parametrize(
+    "body", ["def load(split): raise KeyError('x')", "def load(split):\n    yield {}['x']", "def load(split): exit(0)"]
+)
+def test_a_load_that_raises_is_named_with_its_line(task: Write, body: str) -> None:
+    with pytest.raises(UserError, match=r"failed: .*\.py:\d+: (KeyError|SystemExit)"):
+        load_problems(task(body))
 
 
 # ---- streaming

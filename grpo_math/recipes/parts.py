@@ -19,7 +19,7 @@ from grpo_math.find import find_task, find_verifier
 from grpo_math.groups import TooManyErrors, score_groups
 from grpo_math.plan import resolve_rewards
 from grpo_math.policy import Policy
-from grpo_math.problems import ProblemStream, load_problems
+from grpo_math.problems import ProblemSource, ProblemStream, load_problems
 from grpo_math.prompts import MakePrompt, prompt_maker
 from grpo_math.recipes.watchdog import Watchdog
 from grpo_math.rollout.engine import RolloutEngine
@@ -130,10 +130,8 @@ def gold_check(cfg: config.Common) -> Callable[[Problem], str | None] | None:
     return getattr(find_verifier(resolve_rewards(cfg)[0].verifier), "check", None)
 
 
-def build_parts(cfg: config.Common, policy: Policy, updates: int) -> Parts:
+def build_parts(cfg: config.Common, policy: Policy, updates: int, source: ProblemSource) -> Parts:
     autocast = DTYPES[cfg.backend.dtype]
-    source = load_problems(cfg.task, gold_check(cfg))
-    source.require(cfg.prompts_per_step)
     room = policy.context - cfg.sampling.max_tokens
     if room < 1:
         raise UserError(

@@ -25,9 +25,10 @@ from grpo_math import checkpoint, config
 from grpo_math.config_file import dump_config
 from grpo_math.evaluate import summarise
 from grpo_math.groups import TooManyErrors
-from grpo_math.log import COMPLETIONS, METRICS, Progress, RunFolder
+from grpo_math.log import CHECKPOINTS, COMPLETIONS, METRICS, Progress, RunFolder
 from grpo_math.plan import preflight, resolve_rewards
 from grpo_math.policy import Policy, load_policy, make_policy, pick_device
+from grpo_math.problems import load_problems
 from grpo_math.recipes.grpo import GRPO
 from grpo_math.recipes.parts import (
     Parts,
@@ -35,6 +36,7 @@ from grpo_math.recipes.parts import (
     StepResult,
     Stopwatch,
     build_parts,
+    gold_check,
     held_out_prompts,
     step_seed,
 )
@@ -51,7 +53,7 @@ FREE_TO_CHANGE = (
     "run_dir",
     "checkpoint.",
     "evaluation.",
-    "scoring.workers",
+    "scoring.",
     "phase_timeout_s",
     "micro_batch_tokens",
     "rollout.max_rows",
@@ -65,25 +67,41 @@ def run(cfg: config.Common, resume: Resume = "auto") -> None:
     preflight(cfg)
     cfg = cfg.model_copy(update={"rewards": resolve_rewards(cfg)})
     refuse_another_run(cfg, resume)
-    with RunFolder(cfg.run_dir, dump_config(cfg), cfg.seed) as folder:
+    found = newest(cfg, resume)
+    pick_device(cfg.backend.device)
+    source = load_problems(cfg.task, gold_check(cfg))
+    source.require(cfg.prompts_per_step)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(cfg.seed)
+    parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg), source)
+    recipe: Recipe = GRPO(cfg, parts) if isinstance(cfg, config.GRPO) else SFT(cfg, parts)  # type: ignore[arg-type]
+    loop = Loop(cfg, parts, recipe)
+    # nothing is written, and of an earlier run nothing thrown away, before all that can be wrong has been seen
+    with RunFolder(cfg.run_dir, dump_config(cfg), cfg.seed) as folder, parts.scorer, parts.watchdog:
         if resume == "never":
             clear(folder)
-        found = checkpoint.latest(folder.checkpoints)
-        if found is None and resume == "must":
-            raise UserError(f"--resume: run_dir={cfg.run_dir} has no checkpoint; leave --resume out to start there")
-        if found is None and any(folder.checkpoints.glob("step-*")):
+        report_refused(parts)
+        loop.go(folder, found)
+
+
+def newest(cfg: config.Common, resume: Resume) -> tuple[int, Path] | None:
+    """The checkpoint to go on from, None where the run begins."""
+    run_dir = Path(cfg.run_dir)
+    if resume == "never":
+        if cfg.model.path and Path(cfg.model.path).resolve().is_relative_to(run_dir.resolve()):
             raise UserError(
-                f"run_dir={cfg.run_dir}: every checkpoint is damaged (see above); put a good copy back, or use --fresh "
-                "to throw the run away"
+                f"model.path={cfg.model.path} lies in run_dir={cfg.run_dir}, which is emptied; give another run_dir"
             )
-        for seed in (random.seed, np.random.seed, torch.manual_seed):
-            seed(cfg.seed)
-        policy = starting_policy(cfg)
-        parts = build_parts(cfg, policy, updates_of(cfg))
-        with parts.scorer, parts.watchdog:
-            report_refused(parts)
-            recipe: Recipe = GRPO(cfg, parts) if isinstance(cfg, config.GRPO) else SFT(cfg, parts)  # type: ignore[arg-type]
-            Loop(cfg, folder, parts, recipe).go(found)
+        return None
+    found = checkpoint.latest(run_dir / CHECKPOINTS)
+    if found is None and resume == "must":
+        raise UserError(f"--resume: run_dir={cfg.run_dir} has no checkpoint; leave --resume out to start there")
+    if found is None and any((run_dir / CHECKPOINTS).glob("step-*")):
+        raise UserError(
+            f"run_dir={cfg.run_dir}: every checkpoint is damaged (see above); put a good copy back, or use --fresh "
+            "to throw the run away"
+        )
+    return found
 
 
 def updates_of(cfg: config.Common) -> int:
@@ -103,8 +121,10 @@ def starting_policy(cfg: config.Common) -> Policy:
 class Loop:
     """Steps from the checkpoint, or from 1, to the last."""
 
-    def __init__(self, cfg: config.Common, folder: RunFolder, parts: Parts, recipe: Recipe) -> None:
-        self.cfg, self.folder, self.parts, self.recipe = cfg, folder, parts, recipe
+    folder: RunFolder
+
+    def __init__(self, cfg: config.Common, parts: Parts, recipe: Recipe) -> None:
+        self.cfg, self.parts, self.recipe = cfg, parts, recipe
         self.held_out: list[Prompt] = []
         if cfg.evaluation.every:
             task = cfg.evaluation.task or held_out_task(cfg.task)
@@ -112,12 +132,13 @@ class Loop:
                 task = task.model_copy(update={"limit": cfg.evaluation.limit})
             self.held_out = held_out_prompts(task, cfg, parts.policy)
 
-    def go(self, found: tuple[int, Path] | None) -> None:
-        cfg, start = self.cfg, 0
+    def go(self, folder: RunFolder, found: tuple[int, Path] | None) -> None:
+        cfg, start, self.folder = self.cfg, 0, folder
         if found is not None:
             start = found[0]
             if self.restore(found[1], start):
-                print(f"{cfg.run_dir}: finished at step {start}; raise steps to go on, or use --fresh to start over")
+                more = "raise steps to go on, or use" if cfg.optimizer.schedule == "constant" else "use"
+                print(f"{cfg.run_dir}: finished at step {start}; {more} --fresh to start over")
                 return
             print(f"{cfg.run_dir}: continuing after step {start}")
         self.folder.truncate_after(start)
@@ -208,9 +229,18 @@ def held_out_task(task: config.Task) -> config.Task:
 def refuse_another_run(cfg: config.Common, resume: Resume) -> None:
     """A folder that holds a run with other settings is not gone on with in silence."""
     written = Path(cfg.run_dir) / "config.yaml"
-    if resume == "never" or not (Path(cfg.run_dir) / "checkpoints").is_dir() or not written.is_file():
+    if resume == "never" or not any((Path(cfg.run_dir) / CHECKPOINTS).glob("step-*")):
         return
-    before = flat(yaml.safe_load(written.read_text(encoding="utf-8")) or {})
+    try:
+        tree = yaml.safe_load(written.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{written} is missing or damaged, so it cannot be told whether this is the same run; put it back, or give "
+            "another run_dir, or --fresh to throw that run away"
+        )
+    before = flat(tree)
     now = flat(yaml.safe_load(dump_config(cfg)))
     # a schedule that falls towards the last step changes with it
     free = FREE_TO_CHANGE + (("steps",) if cfg.optimizer.schedule == "constant" else ())
@@ -235,7 +265,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def clear(folder: RunFolder) -> None:
     """Throw away what an earlier run left, and nothing that is not a run's."""
-    for name in ("checkpoints", "tensorboard"):
+    for name in (CHECKPOINTS, "tensorboard"):
         shutil.rmtree(folder.path / name, ignore_errors=True)
     for name in (METRICS, COMPLETIONS, MODEL_LINK):
         (folder.path / name).unlink(missing_ok=True)
@@ -259,7 +289,7 @@ class StopSignal:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignal]:
-    """SIGINT and SIGTERM are noted; the loop looks after each step. A second one stops at once, without saving."""
+    """SIGINT, SIGTERM and SIGHUP are noted; the loop looks after each step. A second one stops without saving."""
     stop = StopSignal()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -269,7 +299,9 @@ def stop_signals() -> Iterator[StopSignal]:
         # os.write, not print: the signal may have come in the middle of one
         os.write(2, b"\nfinishing this step, then saving; once more to leave at once\n")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # a closed terminal is an end like any other, unless nohup has said that it is none
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
     try:
         yield stop
     finally:

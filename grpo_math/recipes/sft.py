@@ -62,7 +62,12 @@ class SFT:
             )
         tokenizer = self.parts.policy.tokenizer
         ids = (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
-        ids = ids[: self.cfg.sampling.max_tokens]
+        if len(ids) > self.cfg.sampling.max_tokens:
+            raise UserError(
+                f"problem {prompt.problem.id}: its solution has {len(ids)} tokens, more than sampling.max_tokens="
+                f"{self.cfg.sampling.max_tokens}, and would be learnt without its end; set "
+                f"sampling.max_tokens={len(ids)} or more"
+            )
         return Completion(ids, (0.0,) * len(ids), text, "stop", 0)
 
     def save(self, path: Path) -> dict[str, Any]:
