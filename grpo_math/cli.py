@@ -132,7 +132,7 @@ def evaluate(
     ] = None,
     verifier: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of the task's own.")] = None,
     workers: Workers = 2,
-    timeout: Timeout = 5.0,
+    timeout: Timeout = 2.0,
     max_rows: Annotated[
         int, typer.Option(min=1, help="Completions decoded side by side; lower it to save memory.")
     ] = 512,
@@ -180,13 +180,23 @@ def verify(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many problems of the task.")] = None,
     answer: Annotated[str | None, typer.Option(metavar="A", help="The right answer, to judge one completion.")] = None,
     completion: Annotated[str | None, typer.Option(metavar="C", help="The completion to judge.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Judge the answers in this file of JSON lines.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the verdicts on --pairs go.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the verifier; may be repeated.")
+    ] = None,
     workers: Workers = 2,
-    timeout: Timeout = 5.0,
+    timeout: Timeout = 2.0,
 ) -> None:
-    """Run verifiers on their examples or on a task's gold answers.
+    """Run verifiers on their examples, on a task's gold answers, or on answers of your own.
 
-    With --answer and --completion, show the verdict on that one completion. Exit code 1 if an example does not get
-    the reward that its file states, or a gold answer is refused.
+    With --answer and --completion, show the verdict on that one completion and how it came about. With --pairs, judge
+    each line of a file: for math it has id, answer, and completion (a whole text) or candidate (an answer taken out
+    already); with expected (true or false) and category in the lines, a table tells how often the verdict is right.
+    Exit code 1 if an example does not get the reward that its file states, a gold answer is refused, or a line of
+    --pairs cannot be used.
 
     \b
     Examples:
@@ -194,6 +204,7 @@ def verify(
       grpo-math verify math --answer 1/2 --completion 'so it is \\boxed{0.5}'
       grpo-math verify --task gsm8k --path train.jsonl
       grpo-math verify ./my_verifier.py --task ./my_task.py
+      grpo-math verify math --pairs answers.jsonl --out verdicts.jsonl --set tolerance=0.01
     """
     from grpo_math import verify as checks
     from grpo_math.find import list_verifiers
@@ -201,11 +212,17 @@ def verify(
     if answer is not None or completion is not None:
         if answer is None or completion is None or name is None or task is not None:
             raise UserError("to judge one completion give NAME, --answer and --completion, and no --task")
-        verdict = checks.verify_pair(name, answer, completion, workers, timeout)
-        for key in ("reward", "reason", "answer", "detail"):
-            typer.echo(f"{key:<8}{getattr(verdict, key)}")
+        typer.echo(checks.verify_one(name, answer, completion, _options("--set", set_), timeout))
         return
-    if task is not None:
+    if pairs is not None or out is not None:
+        if pairs is None or out is None or name is None or task is not None:
+            raise UserError("to judge a file of answers give NAME, --pairs and --out, and no --task")
+        from grpo_math.pairs import verify_pairs
+
+        good = verify_pairs(name, pairs, out, _options("--set", set_), workers, timeout)
+    elif set_:
+        raise UserError("--set speaks of the verifier's options; give it with --pairs, or --answer and --completion")
+    elif task is not None:
         good = checks.verify_gold(_task(task, split, path, limit, option), name, workers, timeout)
     elif path is not None or limit is not None or option:
         raise UserError("--path, --limit and --option speak of a task's problems; name the task with --task")
@@ -320,14 +337,18 @@ def _ks(text: str, n: int) -> list[int]:
 
 def _task(name: str, split: str, path: str | None, limit: int | None, options: list[str] | None) -> config.Task:
     from grpo_math import config
+
+    return config.Task(name=name, split=split, path=path, limit=limit, options=_options("--option", options))
+
+
+def _options(flag: str, given: list[str] | None) -> dict[str, Any]:
     from grpo_math.config_file import parse_value
 
-    pairs = [(text.partition("="), text) for text in options or []]
+    pairs = [(text.partition("="), text) for text in given or []]
     for (key, equals, _), text in pairs:
         if not key or not equals:
-            raise UserError(f"--option {text}: write KEY=VALUE, for example --option max_digits=3")
-    given = {key: parse_value(value) for (key, _, value), _ in pairs}
-    return config.Task(name=name, split=split, path=path, limit=limit, options=given)
+            raise UserError(f"{flag} {text}: write KEY=VALUE, for example {flag} max_digits=3")
+    return {key: parse_value(value) for (key, _, value), _ in pairs}
 
 
 def _show_log() -> None:

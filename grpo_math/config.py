@@ -124,10 +124,12 @@ class Reward(Section):
 
 
 class Scoring(Section):
-    """Verifiers run in `workers` processes; one that takes over `timeout_s` seconds is killed."""
+    """Verifiers run in `workers` processes; one that takes over `timeout_s` seconds for a completion is killed, and one
+    that allocates over `memory_mb` megabytes gets a MemoryError."""
 
     workers: Count = 2
-    timeout_s: Positive = 5.0
+    timeout_s: Positive = 2.0
+    memory_mb: Count = 4096
     max_error_share: Share = 0.2
 
 

@@ -46,8 +46,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def summarise(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Any]:
-    """The figures of an evaluation. A completion without a verdict (time-out, error) is left out of its problem's
-    count and reported beside it; a problem with fewer than k verdicts is left out of pass@k, and counted too."""
+    """The figures of an evaluation. A completion without a reward (unknown, time-out, error) is left out of its
+    problem's count and reported beside it; a problem with fewer than k rewards is left out of pass@k, and counted."""
     counts = []
     for group in groups:
         judged = [s for s in group.scores if s.verdict.reward is not None]
@@ -71,6 +71,7 @@ def summarise(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Any]:
     result["format_rate"] = sum(v.reason != "no_answer" and v.answer is not None for v in verdicts) / total
     result["truncated"] = sum(c.finish_reason == "length" for c in completions) / total
     result["mean_tokens"] = sum(len(c.token_ids) for c in completions) / total
+    result["unknown"] = sum(v.reason == "unknown" for v in verdicts)
     result["timeouts"] = sum(v.reason == "timeout" for v in verdicts)
     result["errors"] = sum(v.reason == "error" for v in verdicts)
     return result
@@ -213,6 +214,7 @@ def print_results(results: dict[str, Any], ks: Sequence[int], out: Path) -> None
         "format_rate",
         "truncated",
         "mean_tokens",
+        "unknown",
         "timeouts",
         "errors",
         "problems",

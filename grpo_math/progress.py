@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+LONG = 200  # items from which a progress bar is worth its flicker
 LOSS_NOTE = (
     "note: a loss of 0 is expected here and is no fault. On the first update after sampling every ratio is 1 and the "
     "advantages of a group sum to 0; the gradient is not 0. Watch reward and accuracy instead."
@@ -74,6 +75,23 @@ class Progress:
             self._live.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=self.stream, flush=True)
+
+
+def bar(total: int) -> Callable[[int], None]:
+    """Shows on a terminal how many of `total` items are done, and is gone at the end. Nothing for what is quick."""
+    if total < LONG or not sys.stderr.isatty():
+        return lambda done: None
+    shown = 0
+
+    def show(done: int) -> None:
+        nonlocal shown
+        if done == total:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        elif done - shown >= total // 100:
+            shown = done
+            print(f"\r[{'#' * (40 * done // total):<40}] {done:,}/{total:,}", end="", file=sys.stderr, flush=True)
+
+    return show
 
 
 def progress_line(step: int, steps: int, metrics: Mapping[str, Any], elapsed: float, done: int | None = None) -> str:

@@ -40,9 +40,9 @@ class Scorer:
 
     def __init__(self, rewards: list[Reward], scoring: Scoring):
         for reward in rewards:
-            _check_options(reward)
+            check_options(reward)
         self.rewards, self.scoring = list(rewards), scoring
-        self._pool = Pool(rewards, scoring.workers, scoring.timeout_s)
+        self._pool = Pool(rewards, scoring)
         self._lock = threading.Lock()
 
     def score(
@@ -60,7 +60,7 @@ class Scorer:
         verdicts: list[list[Verdict | None]] = [[None] * len(self.rewards) for _ in order]
         finished = 0
 
-        def done(number: int, verdict: Verdict) -> None:
+        def done(number: int, verdict: Verdict, _: float) -> None:
             nonlocal finished
             row, which = divmod(number, len(self.rewards))
             verdicts[row][which] = verdict
@@ -101,8 +101,13 @@ class Scorer:
         return Scored(reward, parts[self.rewards[0].verifier], parts)
 
     def _refuse_too_many_errors(self, items: Sequence[tuple[Problem, Completion]], scored: list[Scored]) -> None:
-        """A few failures in a small call are bad luck; a share of a large one, or all of any, is a broken verifier."""
-        failed = [(problem, s) for (problem, _), s in zip(items, scored, strict=True) if s.reward is None]
+        """A few failures in a small call are bad luck; a share of a large one, or all of any, is a broken verifier.
+        `unknown` is no failure: it says that the answer is beyond judging."""
+        failed = [
+            (problem, s)
+            for (problem, _), s in zip(items, scored, strict=True)
+            if any(v.reason in ("timeout", "error") for v in s.parts.values())
+        ]
         allowed = self.scoring.max_error_share
         if len(failed) <= allowed * len(items) or (len(failed) < FEW and len(failed) < len(items)):
             return
@@ -128,8 +133,12 @@ def _truncated(verdict: Verdict, completion: Completion) -> Verdict:
     return replace(verdict, reason="truncated")
 
 
-def _check_options(reward: Reward) -> None:
-    verify = find_verifier(reward.verifier).verify
+def check_options(reward: Reward) -> None:
+    """Raises UserError for a verifier that there is not, or that does not take its options."""
+    module = find_verifier(reward.verifier)
+    verify = module.verify
+    if check := getattr(module, "check_options", None):
+        check(reward.options)
     try:
         inspect.signature(verify).bind(None, "", **reward.options)
     except TypeError as error:

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from grpo_math.config import Reward
+from grpo_math.config import Reward, Scoring
 from grpo_math.scoring_worker import HEADER
 from grpo_math.types import Problem, Verdict
 
@@ -29,13 +29,16 @@ MAX_CHUNK = 256
 SHORT_S, LONG_S = 0.005, 0.05  # a chunk of jobs that took less grows, one that took more shrinks
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from grpo_math.scoring_worker import main; main()"
 
+RECYCLE = 100_000  # jobs after which a worker is replaced
+
 Job = tuple[Problem, str, int]  # the problem, the completion's text, which verifier
+Done = Callable[[int, Verdict, float], None]
 
 
 class Worker:
     """One process, and what the parent knows of it. `since` is when its present job, or its start, began."""
 
-    def __init__(self, rewards: Sequence[Reward], cwd: str):
+    def __init__(self, rewards: Sequence[Reward], cwd: str, memory_mb: int):
         lifeline, self.lifeline = os.pipe()  # a pipe each: what happens at its hang-up is set per open file
         # A fresh interpreter, not a fork of the trainer: it has no CUDA, no threads and no main script to run again.
         self.process = subprocess.Popen(
@@ -53,12 +56,13 @@ class Worker:
         self.sent_at = 0.0
         self.jobs: deque[int] = deque()  # given and not yet answered, in order
         self.chunk = 1
+        self.judged = 0
         self.buffer = b""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         os.set_blocking(self.stdout.fileno(), False)
-        self._write((lifeline, [r.verifier for r in rewards], [r.options for r in rewards]))
+        self._write((lifeline, [r.verifier for r in rewards], [r.options for r in rewards], memory_mb))
 
     def give(self, numbers: Sequence[int], jobs: Sequence[Job]) -> None:
         self.jobs.extend(numbers)
@@ -104,16 +108,17 @@ class Worker:
 class Pool:
     """At most `size` workers, started when there is work, kept for the next call, replaced when they are killed."""
 
-    def __init__(self, rewards: Sequence[Reward], size: int, timeout_s: float):
-        self.rewards, self.size, self.timeout_s = list(rewards), size, timeout_s
+    def __init__(self, rewards: Sequence[Reward], scoring: Scoring):
+        self.rewards, self.size, self.timeout_s = list(rewards), scoring.workers, scoring.timeout_s
+        self.memory_mb = scoring.memory_mb
         self.cwd = os.getcwd()
         self.workers: list[Worker] = []
         self.false_starts = 0
         self._selector: selectors.BaseSelector | None = None
 
-    def run(self, jobs: Sequence[Job], done: Callable[[int, Verdict], None]) -> None:
-        """Call `done(number of the job, its verdict)` for each job, as they come. Raises RuntimeError where workers do
-        not start."""
+    def run(self, jobs: Sequence[Job], done: Done) -> None:
+        """Call `done(number of the job, its verdict, seconds it took)` for each job, as they come. Raises RuntimeError
+        where workers do not start."""
         waiting = deque(range(len(jobs)))
         try:
             while waiting or any(worker.jobs for worker in self.workers):
@@ -139,7 +144,7 @@ class Pool:
             self._selector = selectors.DefaultSelector()
         busy = sum(bool(worker.jobs) for worker in self.workers)
         while len(self.workers) < min(self.size, busy + len(waiting)):
-            worker = Worker(self.rewards, self.cwd)
+            worker = Worker(self.rewards, self.cwd, self.memory_mb)
             self.workers.append(worker)
             self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
         for worker in self.workers:
@@ -159,7 +164,7 @@ class Pool:
             return float("inf")
         return worker.since + (self.timeout_s if worker.started else START_S)
 
-    def _hear(self, worker: Worker, done: Callable[[int, Verdict], None]) -> None:
+    def _hear(self, worker: Worker, done: Done) -> None:
         for message in worker.read():
             kind = message[0]
             if kind == "ready":
@@ -171,7 +176,8 @@ class Pool:
             else:
                 worker.jobs.popleft()
                 worker.since = message[1]
-                done(kind, Verdict(*message[2:]))
+                worker.judged += 1
+                done(kind, Verdict(*message[3:]), message[2])
         if worker.ready and worker.started and not worker.jobs:
             self._resize(worker, time.monotonic() - worker.sent_at)
             worker.started = False
@@ -183,25 +189,32 @@ class Pool:
         elif seconds > LONG_S:
             worker.chunk = max(1, worker.chunk // 2)
 
-    def _bury(self, waiting: deque[int], jobs: Sequence[Job], done: Callable[[int, Verdict], None]) -> None:
+    def _bury(self, waiting: deque[int], jobs: Sequence[Job], done: Done) -> None:
         """Take out the dead and those whose time is up. The job at hand is answered for them, the others wait again."""
         for worker in list(self.workers):
+            if worker.judged >= RECYCLE and not worker.jobs:  # whatever a verifier leaks goes with it
+                self._dismiss(worker)
+                continue
             died = worker.died()
             if not died and time.monotonic() <= self._due(worker):
                 continue
             self._hear(worker, done)  # what it said before it died, or while we were busy, still counts
             if not died and time.monotonic() <= self._due(worker):
                 continue
-            assert self._selector is not None
-            self._selector.unregister(worker.stdout)
-            self.workers.remove(worker)
-            end = worker.kill()
+            seconds = time.monotonic() - worker.since
+            end = self._dismiss(worker)
             if worker.started and worker.jobs:
                 number = worker.jobs.popleft()
-                done(number, self._verdict(jobs[number], not died, end))
+                done(number, self._verdict(jobs[number], not died, end), seconds)
             elif not worker.ready or worker.jobs:
                 self._false_start(not died, end)
             waiting.extendleft(reversed(worker.jobs))
+
+    def _dismiss(self, worker: Worker) -> str:
+        assert self._selector is not None
+        self._selector.unregister(worker.stdout)
+        self.workers.remove(worker)
+        return worker.kill()
 
     def _verdict(self, job: Job, late: bool, end: str) -> Verdict:
         name = self.rewards[job[2]].verifier

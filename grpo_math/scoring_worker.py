@@ -11,6 +11,7 @@ import math
 import numbers
 import os
 import pickle
+import resource
 import select
 import signal
 import struct
@@ -27,6 +28,7 @@ from grpo_math.types import Problem, Reason, UserError, Verdict
 
 HEADER = struct.Struct("<I")  # the length of the pickled message that follows
 MAX_DETAIL = 1000
+NO_REWARD = ("unknown", "timeout", "error")
 _F_SETSIG = 10  # Linux's, which Python's fcntl does not name
 
 Fields = tuple[float | None, Reason, str, str | None, Any]  # a Verdict's, plain: they pickle in a third of the time
@@ -40,10 +42,13 @@ def main() -> None:
     requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a verifier prints goes to stderr, not between the messages
-    lifeline, names, options = pickle.load(requests)
+    lifeline, names, options, memory_mb = pickle.load(requests)
     die_with_parent(lifeline)
+    limit_memory(memory_mb)
     try:
         verifiers = [find_verifier(name) for name in names]
+        for verifier in verifiers:
+            getattr(verifier, "warm_up", lambda: None)()  # what the first problem would otherwise have to wait for
     except UserError as error:
         send(replies, ("failed", str(error)))
         return
@@ -60,10 +65,17 @@ def main() -> None:
             return
         send(replies, ("start", time.monotonic()))
         for number, which, problem, text in jobs:
-            send(
-                replies,
-                (number, time.monotonic(), *judge(names[which], verifiers[which], options[which], problem, text)),
-            )
+            began = time.monotonic()
+            fields = judge(names[which], verifiers[which], options[which], problem, text)
+            ended = time.monotonic()  # after judging: the next job's deadline counts from here
+            send(replies, (number, ended, ended - began, *fields))
+
+
+def limit_memory(megabytes: int) -> None:
+    """Have an allocation beyond this raise MemoryError. Address space, which is what the kernel counts."""
+    if sys.platform == "linux":  # macOS takes the limit and does not keep it
+        limit = min(megabytes << 20, resource.getrlimit(resource.RLIMIT_AS)[1] % (1 << 63))
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def send(file: int, message: tuple[Any, ...]) -> None:
@@ -102,12 +114,12 @@ def nonsense(verdict: object) -> str | None:
         return f"returned the reason {_show(verdict.reason)}; known: {', '.join(get_args(Reason))}"
     reward = verdict.reward
     if reward is None:
-        if verdict.reason not in ("timeout", "error"):
-            return f"returned no reward with the reason {verdict.reason!r}; that is for timeout and error"
+        if verdict.reason not in NO_REWARD:
+            return f"returned no reward with the reason {verdict.reason!r}; that is for {', '.join(NO_REWARD)}"
     elif not _is_number(reward):
         return f"returned the reward {_show(reward)}; return a finite float"
-    elif verdict.reason in ("timeout", "error"):
-        return f"returned the reward {reward} with the reason {verdict.reason!r}; where a verifier fails it is None"
+    elif verdict.reason in NO_REWARD:
+        return f"returned the reward {reward} with the reason {verdict.reason!r}; with this reason it is None"
     if not isinstance(verdict.detail, str) or not isinstance(verdict.answer, str | None):
         return "returned a detail or answer that is not a string"
     return None if verdict.step_rewards is None else _nonsense_steps(verdict.step_rewards)

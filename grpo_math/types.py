@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
-Reason = Literal["correct", "wrong", "no_answer", "truncated", "timeout", "error"]
+Reason = Literal["correct", "wrong", "no_answer", "truncated", "unknown", "timeout", "error"]
 
 
 class UserError(ValueError):
@@ -57,7 +57,7 @@ class Completion:
 class Verdict:
     """What a verifier says of one completion.
 
-    reward: None where the verifier itself failed (`timeout`, `error`): a missing score is not a zero.
+    reward: None where the verifier failed (`timeout`, `error`) or cannot tell (`unknown`): a missing score is no zero.
     answer: what the verifier read as the final answer, for majority votes and for people.
     step_rewards: for process supervision, (end of the step as a character offset in the text, reward) per step.
     """

@@ -1,24 +1,23 @@
 """Run verifiers on what they should accept and refuse: their own examples, and every gold answer of a task.
 
 All of it goes through scoring.Scorer, so that a verifier that hangs is killed like in training. Left out: judging a
-model's completions (evaluate.py).
+model's completions (evaluate.py, pairs.py).
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from grpo_math import config
 from grpo_math.find import find_task, find_verifier, verifier_of
 from grpo_math.problems import PEEK, load_problems
+from grpo_math.progress import bar
 from grpo_math.scoring import Scorer
 from grpo_math.types import Completion, Problem, Verdict
-
-LONG = 200  # items from which a progress bar is worth its flicker
 
 
 def verify_examples(names: Sequence[str], workers: int, timeout_s: float) -> bool:
@@ -74,11 +73,17 @@ def verify_gold(task: config.Task, verifier: str | None, workers: int, timeout_s
     return not refused
 
 
-def verify_pair(verifier: str, answer: str, completion: str, workers: int, timeout_s: float) -> Verdict:
-    """The verdict on one completion, given the right answer."""
-    find_verifier(verifier)
+def verify_one(verifier: str, answer: str, completion: str, options: Mapping[str, Any], timeout_s: float) -> str:
+    """The verdict on one completion, given the right answer, and how the verifier came to it where it can say so."""
+    module = find_verifier(verifier)
     problem = Problem("command line", "command line", "", answer)
-    return _score(verifier, [(problem, completion_of(completion))], workers, timeout_s)[0]
+    verdict = _score(verifier, [(problem, completion_of(completion))], 1, timeout_s, options)[0]
+    rows = [(key, str(getattr(verdict, key))) for key in ("reward", "reason", "answer", "detail")]
+    explain: Callable[..., list[tuple[str, str]]] | None = getattr(module, "explain", None)
+    if explain is not None and verdict.reason != "timeout":  # what did not end in a worker would not end here
+        rows += explain(problem, completion, **options)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows)
 
 
 def completion_of(text: str) -> Completion:
@@ -86,26 +91,18 @@ def completion_of(text: str) -> Completion:
     return Completion((), (), text, "stop", 0)
 
 
-def _score(verifier: str, items: Sequence[tuple[Problem, Completion]], workers: int, timeout_s: float) -> list[Verdict]:
+def _score(
+    verifier: str,
+    items: Sequence[tuple[Problem, Completion]],
+    workers: int,
+    timeout_s: float,
+    options: Mapping[str, Any] | None = None,
+) -> list[Verdict]:
     # the share of errors that stops a run would hide which items they are
     scoring = config.Scoring(workers=workers, timeout_s=timeout_s, max_error_share=1.0)
-    with Scorer([config.Reward(verifier=verifier)], scoring) as scorer:
-        scored = scorer.score(items, _progress_bar(len(items)))
+    with Scorer([config.Reward(verifier=verifier, options=dict(options or {}))], scoring) as scorer:
+        scored = scorer.score(items, bar(len(items)))
     return [item.verdict for item in scored]
-
-
-def _progress_bar(total: int) -> Callable[[int], None] | None:
-    """A line on the terminal that keeps itself up to date and is gone at the end; none for what is done at once."""
-    if total < LONG or not sys.stderr.isatty():
-        return None
-
-    def show(done: int) -> None:
-        if done == total:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-        elif done % (total // 100) == 0:
-            print(f"\r[{'#' * (40 * done // total):<40}] {done:,}/{total:,}", end="", file=sys.stderr, flush=True)
-
-    return show
 
 
 def _why(verdict: Verdict) -> str:

@@ -262,7 +262,7 @@ def test_verify_runs_the_gold_answers_of_a_task(call: Call) -> None:
     assert lines[1].startswith("  REFUSED data.jsonl:3: answer 'hang': timeout")
     assert call("verify", "--task", "./mine.py", "--option", "good=true").exit_code == 0
     assert call("verify", "--task", "./mine.py", "--limit", "1").exit_code == 0
-    assert "0 of 1 gold" in call("verify", "math", "--task", "./mine.py", "--limit", "1").stdout  # no box around it
+    assert "verifier math: 1 of 1" in call("verify", "math", "--task", "./mine.py", "--limit", "1").stdout
 
 
 def test_verify_boxes_the_answer_and_stops_at_some_point(call: Call) -> None:

@@ -119,23 +119,39 @@ def problem(answer):
         ("\\boxed{1}</think>\\boxed{2}", "2"),
         ("\\boxed{2}<|im_end|>\\boxed{3}", "2"),
         ("{ \\boxed{2}", "2"),
+        ("\\boxed{4}. Actually the final answer is 5.", "5"),
+        ("\\boxed{4}, so the answer is 4.", "4"),
+        ("So the answer is 18.", "18"),
+        ("**Answer:** $\\frac{1}{2}$", "\\frac{1}{2}"),
+        ("The answer is $x = 3$ because 3 is odd.", "x = 3"),
+        ("Final Answer: The largest $n$ is 34.", "34"),
+        ("The answer is 7. This is not the answer: 8", "7"),
+        ("<answer> 12 </answer>", "12"),
+        ("9 * 2 = 18\n#### 18", "18"),
+        ("<think>well</think>42", "42"),
+        ("$y_1 = \\boxed{1}$ and $y_2 = \\boxed{2}$", "1, 2"),
     ],
 )
 def test_last_box(completion, answer):
-    assert final_answer(completion) == (answer, "")
+    assert final_answer(completion)[0] == answer
+
+
+NOWHERE = 'no \\boxed{}, no <answer>...</answer>, no ####, no "answer is", no bare answer'
 
 
 @pytest.mark.parametrize(
     ("completion", "why"),
     [
-        ("The answer is 5.", "no \\boxed{}"),
-        ("", "no \\boxed{}"),
+        ("She has 5 apples.", NOWHERE),
+        ("", NOWHERE),
         ("\\boxed{5", "the last box is not closed"),
         ("\\boxed{4} no, \\boxed{5", "the last box is not closed"),
         ("\\boxed{\\text{5}", "the last box is not closed"),
         ("\\boxed{ }", "the box is empty"),
         ("<think> It is \\boxed{5}", "the thinking never ends"),
-        ("<think>\\boxed{5}</think> Well.", "no \\boxed{}"),
+        ("<think>\\boxed{5}</think> Well.", NOWHERE),
+        ("The answer is not $\\boxed{5}$.", "the last box is what the answer is not"),
+        ("This is not the final answer: 5", NOWHERE),
         ("\\boxedfoo{5}", "no \\boxed{}"),
     ],
 )
@@ -185,7 +201,7 @@ def test_hostile_answers_are_wrong_within_the_deadline(gold, answer):
     start = time.monotonic()
     assert not verifier.equivalent(gold, answer)
     verifier.equivalent(answer, answer)
-    assert verifier.verify(problem(gold), "\\boxed{" + answer + "}").reward == 0.0
+    assert verifier.verify(problem(gold), "\\boxed{" + answer + "}").reward in (0.0, None)
     assert time.monotonic() - start < 5.0  # the default scoring.timeout_s
 
 
@@ -201,7 +217,7 @@ LATEX = st.lists(st.sampled_from([
 @given(st.one_of(LATEX, st.text(max_size=30)))
 def test_any_text_is_read_or_refused_and_equals_itself(text):
     assert verifier.equivalent(text, text) in (True, None)
-    assert verifier.verify(problem("17"), f"\\boxed{{{text}}}").reward in (0.0, 1.0)
+    assert verifier.verify(problem("17"), f"\\boxed{{{text}}}").reward in (0.0, 1.0, None)
 
 
 @settings(max_examples=200, deadline=None)

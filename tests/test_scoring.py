@@ -359,3 +359,49 @@ def test_ctrl_c_reaches_the_parent_alone(make, tmp_path):
     assert errors.count("Traceback") == 1
     assert "KeyboardInterrupt" in errors
     assert all(gone(pid) for pid in out.read_text().split())
+
+
+def test_a_deadline_counts_from_the_end_of_the_item_before(make):
+    """Two items of 0.6 s in one chunk are both within a second each."""
+    name = make('time.sleep(0.6 if completion == "slow" else 0)\nreturn Verdict(1.0, "correct")')
+    texts = [f"quick {n}" for n in range(8)] + ["slow", "slow "]  # quick ones first: the chunks grow
+    assert [v.reason for v in verdicts(name, *texts, timeout_s=1.0)] == ["correct"] * 10
+
+
+def test_memory_beyond_the_limit_is_an_error_and_the_next_item_is_judged(make):
+    name = make('block = b"x" * (int(completion) << 20)\nreturn Verdict(float(len(block) > 0), "correct")')
+    scoring = Scoring(workers=1, memory_mb=500, max_error_share=1.0)
+    with Scorer([Reward(verifier=name)], scoring) as scorer:
+        few, much, again = scorer.score(items("1", "4000", "2"))
+    assert (few.reward, again.reward) == (1.0, 1.0)
+    assert much.verdict.reason == "error"
+    assert "MemoryError" in much.verdict.detail
+
+
+def test_a_worker_is_replaced_after_many_items(make, monkeypatch):
+    monkeypatch.setattr("grpo_math.scoring_pool.RECYCLE", 10)
+    name = make('return Verdict(float(os.getpid()), "correct")')
+    with Scorer([Reward(verifier=name)], Scoring(workers=1)) as scorer:
+        pids = [scorer.score(items(*(f"{call} {n}" for n in range(6))))[0].reward for call in range(6)]
+    assert 2 <= len(set(pids)) <= 4
+
+
+def test_warm_up_runs_before_the_first_item_and_its_time_is_not_counted(make):
+    name = make('return Verdict(float(WARM), "correct")')
+    path = Path(name)
+    path.write_text(
+        path.read_text() + "\nWARM = 0\ndef warm_up():\n    global WARM\n    time.sleep(0.5)\n    WARM = 1\n"
+    )
+    assert [v.reward for v in verdicts(name, "a", timeout_s=0.3)] == [1.0]
+
+
+def test_unknown_has_no_reward_and_is_no_failure(make):
+    name = make('return Verdict(None, "unknown", "too large")')
+    with Scorer([Reward(verifier=name)], Scoring(workers=1, max_error_share=0.0)) as scorer:
+        scored = scorer.score(items("a", "b", "c", "d", "e"))
+    assert {(s.reward, s.verdict.reason) for s in scored} == {(None, "unknown")}
+
+
+def test_options_that_check_options_refuses_are_named_before_a_worker_starts():
+    with pytest.raises(UserError, match="percent=both"):
+        Scorer([Reward(verifier="math", options={"percent": "both"})], Scoring())

@@ -117,7 +117,7 @@ def test_reward_weights_reach_the_reward_and_each_part_stands_beside_it():
     rewards = [Reward(verifier="math", weight=1.0), Reward(verifier="format", weight=0.25)]
     problem = Problem("p", "t", "", "5")
     with Scorer(rewards, Scoring(workers=1)) as scorer:
-        texts = ["\\boxed{5}", "\\boxed{6}", "\\boxed{5} is it", "5"]
+        texts = ["\\boxed{5}", "\\boxed{6}", "\\boxed{5} is it", "I say 5"]
         scored = scorer.score([(problem, completion(text)) for text in texts])
     assert [s.reward for s in scored] == [1.25, 0.25, 1.0, 0.0]
     assert [{name: v.reward for name, v in s.parts.items()} for s in scored] == [

@@ -11,12 +11,15 @@ import unicodedata
 
 _UNICODE = str.maketrans(
     {
-        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/",
-        "π": r"\pi ", "√": r"\sqrt ", "°": r"^\circ ", "º": r"^\circ ", "∅": r"\emptyset ", "θ": r"\theta ",
-        "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "ω": r"\omega ", "φ": r"\phi ", "⌊": r"\lfloor ",
-        "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⩽": "≤", "⩾": "≥", "′": "'", "’": "'",
-        "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
-        "€": "", "£": "", "¥": "", "⦃": "?", "⦄": "?",
+        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/",
+        "∕": "/", "π": r"\pi ", "√": r"\sqrt ", "°": r"^\circ ", "º": r"^\circ ", "∅": r"\emptyset ",
+        "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "ω": r"\omega ", "φ": r"\phi ",
+        "∩": r"\cap ", "∖": r"\setminus ", "∠": r"\angle ", "△": r"\triangle ", "∑": r"\sum ", "∫": r"\int ",
+        "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ", "μ": r"\mu ", "ρ": r"\rho ", "σ": r"\sigma ",
+        "τ": r"\tau ", "Δ": r"\Delta ", "Ω": r"\Omega ", "Γ": r"\Gamma ", "⌊": r"\lfloor ", "⌋": r"\rfloor ",
+        "⌈": r"\lceil ", "⌉": r"\rceil ", "⩽": "≤", "⩾": "≥", "′": "'", "’": "'", "½": r"\frac{1}{2}",
+        "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "€": "", "£": "",
+        "¥": "", "⦃": "?", "⦄": "?",
     }
 )  # fmt: skip
 # Before NFKC, which would turn x² into x2.
@@ -50,30 +53,48 @@ _MACROS = {
     r"\ldots": "…", r"\dots": "…", r"\cdots": "…", r"\to": "→", r"\implies": "→", r"\Rightarrow": "→",
     r"\colon": ":", r"\prime": "'", r"\land": ",", r"\lor": ",", r"\wedge": ",", r"\vee": ",",
 }  # fmt: skip
-_MACRO = re.compile(r"\\(?:left|right)\s*\.|\\[A-Za-z]+|\\.", re.DOTALL)
+_MACRO = re.compile(r"\\(?:left|right)\s*\.|\\q?quad|\\[A-Za-z]+|\\.", re.DOTALL)
 _TIGHT_THOUSANDS = re.compile(
-    r"(?<![\d.,_^])(?<!\d )[1-9]\d{0,2}(?:(?:,\\!|\{,\}|\\,|\\ |\\;|\\!| )\s*\d{3})+(?!\d| ?/| \d)"
+    r"(?<![\d.,_^])(?<!\d )[1-9]\d{0,2}(?:(?:(?:\{ ?, ?\}|\\,|\\ |\\;|\\!| )\s*\d{3}|,\\!\s*\d{2,3}))+(?!\d| ?/| \d)"
 )
 _TEXT_NUMBER = re.compile(r"\\text ?\{ ?([-+]?[\d.,]*\d) ?\}")
 _TIGHT_SEPARATOR = re.compile(r"\D+")
 _COMMA_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
+_EUROPEAN = re.compile(
+    r"(?<![\d.,])(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,|\{,\})\d+(?![\d,])|(?<![\d.,])\d{1,3}(?:\.\d{3})+(?![\d,.])"
+)
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2})")  # \\\\frac, from JSON that was escaped twice
+_INFINITY = re.compile(r"(?<![\\A-Za-z])(?:infty|infinity)(?![A-Za-z])")
 _SPACE = re.compile(r"\s+")
 _OPENING, _CLOSING = frozenset("([⦃"), frozenset(")]⦄")
 
 
-def clean(text: str) -> str:
-    """The answer in one spelling; white space is a single blank."""
+def clean(text: str, decimal_comma: bool = False) -> str:
+    """The answer in one spelling; white space is a single blank. decimal_comma: 1.234,5 is 1234.5."""
+    if decimal_comma:
+        text = _EUROPEAN.sub(lambda m: m.group().replace(".", "").replace("{,}", ",").replace(",", "."), text)
     if not text.isascii():
         text = _SUPER_RUN.sub(lambda m: "^{" + m.group().translate(_SUPER) + "}", text)
         text = _SUB_RUN.sub(lambda m: "_{" + m.group().translate(_SUB) + "}", text)
         text = unicodedata.normalize("NFKC", text.translate(_UNICODE))
+    text = text.replace("\f", r"\f").replace("\b", r"\b")  # \frac and \binom, from JSON that was not escaped
+    if r"\\" in text:
+        text = text.replace(r"\\", "\\") if r"\\begin" in text else _unescaped(text)
+    if text.startswith("**") and text.endswith("**"):
+        text = text[2:-2]
+    text = text.replace("**", "^")
     text = _TIGHT_THOUSANDS.sub(lambda m: _TIGHT_SEPARATOR.sub("", m.group()), text)
-    text = _MACRO.sub(_macro, text).replace("$", " ").replace("~", " ")
+    text = _MACRO.sub(_macro, text.rstrip("\\ ")).replace("$", " ").replace("~", " ")
     text = _TEXT_NUMBER.sub(r" \1 ", text).replace("<=", "≤").replace(">=", "≥").replace("!=", "≠")
     if "," in text:
         text = _COMMA_THOUSANDS.sub(lambda m: _thousands(m, text), text)
-    text = _SPACE.sub(" ", text).strip()
+    text = _SPACE.sub(" ", _INFINITY.sub("∞", text)).strip()
     return text[:-1].rstrip() if text.endswith(".") else text
+
+
+def _unescaped(text: str) -> str:
+    """Outside an environment, where they part rows, two backslashes before a word are one."""
+    return text if r"\begin" in text else _DOUBLED.sub(r"\\", text)
 
 
 def _macro(match: re.Match[str]) -> str:

@@ -1,97 +1,262 @@
-"""Whether two typed values are the same answer. Strict where in doubt: a false accept is worse than a false reject.
+"""Whether two typed values are the same answer, and what decided it.
 
-The conventions, where graders differ: a unit that one side leaves out is forgiven, two different units are not; 15%
-is 15 and is 0.15; lists and sets have no order, tuples have; open and closed ends, the base of a number and the case of
-a letter count; decimals are exact (0.33 is not 1/3).
+Strict where in doubt: a false accept is worse than a false reject. Where graders rightly differ,
+conventions.py decides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 
+from grpo_math.verifiers._math.conventions import DEFAULT, Conventions
 from grpo_math.verifiers._math.evaluate import equal, proportional
 from grpo_math.verifiers._math.exact import Undecided
-from grpo_math.verifiers._math.values import Matrix, Ordered, Ratio, Relation, Scalar, Unordered, Value, Words
+from grpo_math.verifiers._math.tree import Node
+from grpo_math.verifiers._math.units import in_base_units
+from grpo_math.verifiers._math.values import (
+    KINDS,
+    Based,
+    Matrix,
+    Opaque,
+    Ordered,
+    Outcome,
+    Ratio,
+    Relation,
+    Scalar,
+    Unordered,
+    Value,
+    Words,
+    point_of,
+)
 
 MAX_ITEMS = 64
+_DEGREE: Node = ("degree", ("num", Fraction(1)))
+_PERCENT: Node = ("num", Fraction(1, 100))
 
 
-def same(gold: Value, candidate: Value) -> bool:
-    """Raises Undecided where a formula is beyond the bounds of evaluate.py."""
+def same(gold: Value, candidate: Value, rules: Conventions = DEFAULT) -> Outcome:
+    """Raises Undecided where a formula is beyond the bounds of evaluate.py, or in a notation that is not supported."""
     match gold, candidate:
+        case (Opaque(), _) | (_, Opaque()):
+            return _opaque(gold, candidate)
         case Scalar(), Scalar():
-            return _scalars(gold, candidate)
+            return _scalars(gold, candidate, rules)
         case Words(), Words():
-            return _words(gold.text, candidate.text)
+            return Outcome(_words(gold.text, candidate.text, rules), "compared as words")
         case Ordered(), Ordered():
-            return gold.brackets == candidate.brackets and _in_order(gold.items, candidate.items)
+            return _ordered(gold, candidate, rules)
         case Unordered(), Unordered():
-            return _in_any_order(gold.items, candidate.items)
+            if rules.order == "kept":
+                return _in_order(gold.items, candidate.items, rules)
+            if gold.distinct or candidate.distinct:
+                return _as_sets(gold.items, candidate.items, rules)
+            return _in_any_order(gold.items, candidate.items, rules)
         case Matrix(), Matrix():
-            return len(gold.rows) == len(candidate.rows) and all(map(_in_order, gold.rows, candidate.rows))
+            if len(gold.rows) != len(candidate.rows):
+                return Outcome(False, f"{len(gold.rows)} rows against {len(candidate.rows)}")
+            return _all(_in_order(a, b, rules) for a, b in zip(gold.rows, candidate.rows, strict=True))
         case Ratio(), Ratio():
             return _ratios(gold.items, candidate.items)
         case Relation(), Relation():
-            both = gold.operator == candidate.operator
-            return both and proportional(gold.node, candidate.node, positive=gold.operator in "<≤")
-        # the right side of `x = value`, a letter in or out of \\text{}, a set of one
+            if gold.value and candidate.value and _both_name_a_function(gold.name, candidate.name):
+                return same(gold.value, candidate.value, rules)
+            if gold.operator != candidate.operator:
+                return Outcome(False, "relations of different kinds")
+            return proportional(gold.node, candidate.node, positive=gold.operator in "<≤")
+        case Based(), Based():
+            return Outcome(gold == candidate, "digits and base compared")
+        case (Based(), Scalar()) | (Scalar(), Based()):
+            return _maybe_based(gold, candidate, rules)
+    return _of_two_kinds(gold, candidate, rules)
+
+
+def _of_two_kinds(gold: Value, candidate: Value, rules: Conventions) -> Outcome:
+    """The few pairs of kinds that can be the same: what `x = value` says, points written as equations, sets of one."""
+    match gold, candidate:
+        case Ordered(), Unordered() if point := point_of(candidate.items):
+            return _ordered(gold, point, rules)
+        case Unordered(), Ordered() if point := point_of(gold.items):
+            return _ordered(point, candidate, rules)
+        case (Ordered() | Unordered(), Ordered() | Unordered()) if rules.brackets == "free":
+            return _in_any_order(gold.items, candidate.items, rules)
         case Relation(), _:
-            return gold.value is not None and same(gold.value, candidate)
+            return _named(gold, candidate, same(gold.value, candidate, rules) if gold.value else None)
         case _, Relation():
-            return candidate.value is not None and same(gold, candidate.value)
+            return _named(candidate, gold, same(gold, candidate.value, rules) if candidate.value else None)
+        case _, Words(text=letter, rest=rest) if rest is not None:
+            return _choice(letter, gold) or same(gold, rest, rules)
+        case Words(text=letter, rest=rest), _ if rest is not None:
+            return _choice(letter, candidate) or same(rest, candidate, rules)
         case Words(), Scalar():
-            return candidate.node == ("sym", gold.text)
+            return Outcome(_letters(candidate.node) == gold.text, "a word against letters")
         case Scalar(), Words():
-            return gold.node == ("sym", candidate.text)
+            return Outcome(_letters(gold.node) == candidate.text, "letters against a word")
+        case (Matrix(), Ordered()) | (Ordered(), Matrix()):
+            return _vector(gold, candidate, rules)
         case Unordered(items=(item,)), _:
-            return same(item, candidate)
+            return same(item, candidate, rules)
         case _, Unordered(items=(item,)):
-            return same(gold, item)
-    return gold == candidate
+            return same(gold, item, rules)
+    return Outcome(False, f"{KINDS[type(gold)]} against {KINDS[type(candidate)]}")
 
 
-def _scalars(gold: Scalar, candidate: Scalar) -> bool:
-    units = {gold.unit, candidate.unit} - {""}
-    if len(units) > 1:
-        return False
-    if equal(gold.node, candidate.node):
-        return True
-    if "%" not in units or gold.unit == candidate.unit:
-        return False
-    percent, plain = (gold, candidate) if gold.unit == "%" else (candidate, gold)
-    return equal(("mul", percent.node, ("num", Fraction(1, 100))), plain.node)
+def _opaque(gold: Value, candidate: Value) -> Outcome:
+    if gold == candidate:
+        return Outcome(True, "spelled the same")
+    raise Undecided(next(value.why for value in (gold, candidate) if isinstance(value, Opaque)))
 
 
-def _words(gold: str, candidate: str) -> bool:
+def _named(relation: Relation, other: Value, outcome: Outcome | None) -> Outcome:
+    if outcome is None:
+        return Outcome(False, f"a relation against {KINDS[type(other)]}")
+    return Outcome(outcome.same, f"what {relation.name or 'the name'} equals: {outcome.how}")
+
+
+def _scalars(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcome:
+    outcome = equal(gold.node, candidate.node, rules.tolerance)
+    a, b = gold.unit, candidate.unit
+    if a == b or rules.units == "ignored":
+        return outcome
+    if "%" in (a, b):
+        return (
+            outcome
+            if {a, b} == {"%", ""} and outcome and rules.percent != "fraction"
+            else _percent(gold, candidate, rules)
+        )
+    if a and b:
+        return _converted(gold, candidate, rules)
+    if {a, b} == {"°", ""} and not outcome:  # 90° is pi/2
+        x, y = (("mul", v.node, _DEGREE) if v.unit else v.node for v in (gold, candidate))
+        radians = equal(x, y, rules.tolerance)
+        return Outcome(radians.same, f"in radians: {radians.how}")
+    if rules.units == "required":
+        return Outcome(False, f"the unit {a or b!r} on one side only")
+    return outcome
+
+
+def _percent(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcome:
+    if {gold.unit, candidate.unit} != {"%", ""} or rules.percent == "number":
+        return Outcome(False, f"different units: {gold.unit or 'none'} and {candidate.unit or 'none'}")
+    x, y = (("mul", v.node, _PERCENT) if v.unit else v.node for v in (gold, candidate))
+    outcome = equal(x, y, rules.tolerance)
+    return Outcome(outcome.same, f"percent as a fraction: {outcome.how}")
+
+
+def _converted(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcome:
+    """100 cm is 1 m."""
+    a, b = in_base_units(gold.unit), in_base_units(candidate.unit)
+    if a is None or b is None or a[0] != b[0]:
+        return Outcome(False, f"different units: {gold.unit} and {candidate.unit}")
+    x, y = ("mul", gold.node, ("num", a[1])), ("mul", candidate.node, ("num", b[1]))
+    outcome = equal(x, y, rules.tolerance)
+    return Outcome(outcome.same, f"{candidate.unit} converted to {gold.unit}: {outcome.how}")
+
+
+def _words(gold: str, candidate: str, rules: Conventions) -> bool:
     """Case says nothing in a word, but everything in a letter."""
-    if len(gold) == 1:
+    if len(gold) == 1 or rules.case == "kept":
         return gold == candidate
     return gold.casefold() == candidate.casefold()
 
 
-def _in_order(gold: tuple[Value, ...], candidate: tuple[Value, ...]) -> bool:
-    return len(gold) == len(candidate) and all(map(same, gold, candidate))
+def _ordered(gold: Ordered, candidate: Ordered, rules: Conventions) -> Outcome:
+    if gold.brackets != candidate.brackets and rules.brackets == "kept":
+        return Outcome(False, f"brackets {gold.brackets} against {candidate.brackets}")
+    if gold.inequality != candidate.inequality and rules.intervals == "distinct":
+        return Outcome(False, "an interval against an inequality")
+    return _in_order(gold.items, candidate.items, rules)
 
 
-def _in_any_order(gold: tuple[Value, ...], candidate: tuple[Value, ...]) -> bool:
+def _both_name_a_function(a: str, b: str) -> bool:
+    """f(x) = 2x and y = 2x."""
+    return {a == "y", b == "y"} == {True, False} and "(" in a + b
+
+
+def _letters(node: Node) -> str:
+    """odd is a word although it was read as o times d times d."""
+    factors = node[1:] if node[0] == "mul" else (node,)
+    return "".join(f[1] if f[0] in ("sym", "const") and len(f[1]) == 1 else "?" for f in factors)
+
+
+def _choice(letter: str, value: Value) -> Outcome | None:
+    """C for (C) 42."""
+    chosen = isinstance(value, Scalar) and value.node == ("sym", letter)
+    return Outcome(True, "the letter of a choice") if chosen else None
+
+
+def _vector(gold: Value, candidate: Value, rules: Conventions) -> Outcome:
+    """A column of numbers is the point with these coordinates."""
+    matrix, point = (gold, candidate) if isinstance(gold, Matrix) else (candidate, gold)
+    assert isinstance(matrix, Matrix)
+    assert isinstance(point, Ordered)
+    if point.brackets not in ("()", "[]") or any(len(row) > 1 for row in matrix.rows):
+        return Outcome(False, "a matrix against a tuple or interval")
+    return _in_order([row[0] for row in matrix.rows], point.items, rules)
+
+
+def _maybe_based(gold: Value, candidate: Value, rules: Conventions) -> Outcome:
+    """52 for 52_8, where the task says that the base may be left out."""
+    based, plain = (gold, candidate) if isinstance(gold, Based) else (candidate, gold)
+    assert isinstance(based, Based)
+    assert isinstance(plain, Scalar)
+    if rules.base == "required" or not based.digits.isdigit():
+        return Outcome(False, f"base {based.base} on one side only")
+    return Outcome(plain.node == ("num", Fraction(int(based.digits))), f"digits compared, base {based.base} left out")
+
+
+def _all(outcomes: Iterable[Outcome]) -> Outcome:
+    """The first that is false, else the last."""
+    last = Outcome(True, "nothing to compare")
+    for outcome in outcomes:
+        last = outcome
+        if not outcome:
+            break
+    return last
+
+
+def _in_order(gold: Sequence[Value], candidate: Sequence[Value], rules: Conventions) -> Outcome:
+    if len(gold) != len(candidate):
+        return Outcome(False, f"{len(gold)} items against {len(candidate)}")
+    return _all(same(a, b, rules) for a, b in zip(gold, candidate, strict=True))
+
+
+def _in_any_order(gold: Sequence[Value], candidate: Sequence[Value], rules: Conventions) -> Outcome:
     """A pairing of equals. Greedy is right because equality is transitive, but for units that one side leaves out."""
-    if len(gold) != len(candidate) or len(gold) > MAX_ITEMS:
-        return False
+    if len(gold) != len(candidate):
+        return Outcome(False, f"{len(gold)} items against {len(candidate)}")
+    if len(gold) > MAX_ITEMS:
+        if gold == candidate:
+            return Outcome(True, "the same items in the same order")
+        raise Undecided(f"a list of more than {MAX_ITEMS} items")
     left = list(candidate)
-    for item in gold:
-        at = _index(item, left)
+    for number, item in enumerate(gold, 1):
+        at = _first(left, lambda other, item=item: same(item, other, rules).same)  # type: ignore[misc]
         if at is None:
-            return False
+            return Outcome(False, f"item {number} is not in the other list")
         del left[at]
-    return True
+    return Outcome(True, "each item has its equal")
 
 
-def _index(item: Value, candidates: list[Value]) -> int | None:
-    """Where `item` is. Raises Undecided only where it may be one that could not be compared."""
+def _as_sets(gold: Sequence[Value], candidate: Sequence[Value], rules: Conventions) -> Outcome:
+    """Each has an equal on the other side."""
+    if len(gold) > MAX_ITEMS or len(candidate) > MAX_ITEMS:
+        raise Undecided(f"a set of more than {MAX_ITEMS} items")
+    for item in gold:
+        if _first(candidate, lambda other, item=item: same(item, other, rules).same) is None:  # type: ignore[misc]
+            return Outcome(False, "an item is not in the other set")
+    for item in candidate:
+        if _first(gold, lambda other, item=item: same(other, item, rules).same) is None:  # type: ignore[misc]
+            return Outcome(False, "an item is not in the other set")
+    return Outcome(True, "each item has its equal")
+
+
+def _first(values: Sequence[Value], condition: Callable[[Value], bool]) -> int | None:
+    """Where the condition first holds. Raises Undecided only where it may hold for one that could not be compared."""
     undecided: Undecided | None = None
-    for at, candidate in enumerate(candidates):
+    for at, value in enumerate(values):
         try:
-            if same(item, candidate):
+            if condition(value):
                 return at
         except Undecided as e:
             undecided = e
@@ -100,8 +265,10 @@ def _index(item: Value, candidates: list[Value]) -> int | None:
     return None
 
 
-def _ratios(gold: tuple[Scalar, ...], candidate: tuple[Scalar, ...]) -> bool:
+def _ratios(gold: tuple[Scalar, ...], candidate: tuple[Scalar, ...]) -> Outcome:
     """6:4 is 3:2; that all cross products agree also holds for 0:0, which `read` refuses."""
-    pairs = [(a.node, b.node) for a, b in zip(gold, candidate, strict=False)]
-    first_gold, first = pairs[0]
-    return len(gold) == len(candidate) and all(equal(("mul", a, first), ("mul", b, first_gold)) for a, b in pairs)
+    if len(gold) != len(candidate):
+        return Outcome(False, f"{len(gold)} parts against {len(candidate)}")
+    first_gold, first = gold[0].node, candidate[0].node
+    pairs = zip(gold, candidate, strict=True)
+    return _all(equal(("mul", a.node, first), ("mul", b.node, first_gold)) for a, b in pairs)

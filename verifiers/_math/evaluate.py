@@ -9,38 +9,63 @@ The points depend on the pair (a seeded generator), so a verdict is repeatable a
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from grpo_math.verifiers._math import numeric
 from grpo_math.verifiers._math.exact import NotExact, Undecided, Undefined, exact
 from grpo_math.verifiers._math.tree import Node, operations, spelling, symbols
+from grpo_math.verifiers._math.values import Outcome
 
 POINTS, TRIES = 6, 40
-WHOLE = frozenset({"fact", "binom", "floor", "ceil"})  # formulas about integers are compared at integers
+WHOLE = frozenset({"fact", "binom", "floor", "ceil", "sum", "prod"})  # formulas about integers are compared at integers
 
 Value = Any  # Fraction, or mpmath's mpf or mpc
 
 
-def equal(a: Node, b: Node) -> bool:
-    """Whether the two formulas are equal wherever both are defined. Raises Undecided."""
+def equal(a: Node, b: Node, tolerance: float = 0.0) -> Outcome:
+    """Whether the two formulas are equal wherever both are defined. Raises Undecided.
+
+    tolerance: a share of a's value, by which b may differ where neither has a variable."""
     if a == b:
-        return True
+        return Outcome(True, "the same number" if a[0] == "num" else "the same formula")
+    if a[0] == b[0] == "num":
+        return Outcome(tolerance > 0 and _near(a[1], b[1], tolerance), "numbers compared")
     if "inf" in operations(a) | operations(b):
-        return False  # infinity equals itself only, and is written in one way
-    return all(same(left, right) for left, right in samples(a, b))
+        return Outcome(False, "infinity")  # it equals itself only, and is written in one way
+    pairs = []
+    for left, right in samples(a, b):
+        pairs.append((left, right))
+        if not same(left, right):
+            near = tolerance > 0 and not symbols(a) | symbols(b) and _near(left, right, tolerance)
+            return Outcome(near, _how(pairs))
+    return Outcome(True, _how(pairs))
 
 
-def proportional(a: Node, b: Node, positive: bool) -> bool:
+def _near(a: Value, b: Value, tolerance: float) -> bool:
+    return (
+        bool(abs(a - b) <= Fraction(tolerance) * abs(a))
+        if isinstance(a, Fraction) and isinstance(b, Fraction)
+        else numeric.near(a, b, tolerance)
+    )
+
+
+def _how(pairs: Sequence[tuple[Value, Value]]) -> str:
+    exactly = all(isinstance(value, Fraction) for pair in pairs for value in pair)
+    points = f" at {len(pairs)} random points" if len(pairs) > 1 else ""
+    return f"exact values{points}" if exactly else f"values to {numeric.AGREE} digits{points}"
+
+
+def proportional(a: Node, b: Node, positive: bool) -> Outcome:
     """Whether a = c b with one constant c other than 0 (above 0 where `positive`). Raises Undecided."""
     pairs = list(samples(a, b))
     left, right = pairs[0]
     if same(left, Fraction(0)) or same(right, Fraction(0)):
-        return False  # 0 = 0 says nothing
+        return Outcome(False, "0 = 0 says nothing")
     if positive and not _positive(left / right):
-        return False
-    return all(same(x * right, y * left) for x, y in pairs)
+        return Outcome(False, "the inequality the other way round")
+    return Outcome(all(same(x * right, y * left) for x, y in pairs), f"as multiples of each other, {_how(pairs)}")
 
 
 def constant(node: Node) -> Fraction | None:

@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-from grpo_math.verifiers._math.tree import Node
+from grpo_math.verifiers._math.tree import Node, size
 
 MAX_BITS = 32_000  # 2500! and 2**10000 fit
 MAX_FACTORIAL = 2_500
+MAX_WORK = 10_000  # nodes evaluated for one sum, at one point
 
 
 class Undecided(Exception):
@@ -33,10 +34,24 @@ def exact(node: Node, point: Mapping[str, Fraction]) -> Fraction:
         return literal
     if kind == "sym":
         return point[node[1]]
+    if kind in ("sum", "prod"):
+        low, high = (exact(bound, point) for bound in node[2:4])
+        terms = (exact(node[4], {**point, node[1]: index}) for index in indices(low, high, node[4]))
+        return _sum(Fraction(0), *terms) if kind == "sum" else _product(Fraction(1), *terms)
     operation = _EXACT.get(kind)
     if operation is None:
         raise NotExact(kind)
     return _bounded(operation(*(exact(part, point) for part in node[1:])))
+
+
+def indices(low: Fraction, high: Fraction, term: Node) -> list[Fraction]:
+    """The values of the index of a sum or product. Raises Undefined, Undecided."""
+    if low.denominator != 1 or high.denominator != 1:
+        raise Undefined("a sum between bounds that are not whole")
+    count = max(0, int(high - low) + 1)
+    if count * size(term) > MAX_WORK:
+        raise Undecided(f"a sum of {count} terms")
+    return [low + step for step in range(count)]
 
 
 def _bounded(value: Fraction) -> Fraction:

@@ -1,40 +1,61 @@
-"""Find the final answer in a completion: the last balanced \\boxed{} after the thinking. One pass, no backtracking.
+"""Find the final answer in a completion, where it says which one it is. One pass a format, no backtracking.
 
-Leaves out every other way of announcing an answer ("The answer is", "####"): in training the box is the format.
+Only what follows the thinking counts, up to an end-of-text token spelled out. A box always decides: where there is one,
+no other way of announcing an answer is looked at.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+
+from grpo_math.verifiers._math.conventions import ANNOUNCED
+from grpo_math.verifiers._math.literals import plain_number
+
+Found = tuple[str | None, str]  # (answer, where it was) or (None, why there is none)
 
 # An escaped character is taken as a whole so that \{ and \} never count as braces.
 _TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*\{|\\.|[{}]", re.DOTALL)
 _END_OF_TEXT = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>")
 # What may stand between two boxes that are one answer: "$\boxed{1}$ and $\boxed{2}$".
-_JOINT = re.compile(r"(?:[\s$,;]|\\[()\[\]]|\\text\s*\{\s*(?:and|or)\s*\}|\\q?quad|\b(?:and|or)\b)*")
+_JOINT = re.compile(
+    r"(?:[\s$,;]|\\[()\[\]]|\\text\s*\{\s*(?:and|or)\s*\}|\\q?quad|\b(?:and|or)\b|[A-Za-z](?:_(?:\w|\{\w+\}))?\s*=)*"
+)
 _MAX_JOINT = 40
+_SAYS = re.compile(
+    r"\banswer(?: is|[*_ ]{0,4}:| would be| must be| should be|(?=[*_ ]{0,4}(?:\$|\\[\[(])))", re.IGNORECASE
+)
+_HEDGED = re.compile(  # "this is not the final answer: 5", in the same sentence
+    r"(?:\b(?:not|never|wrong|false|fake|incorrect|example|sample|previous|old|rejected|ignore|possibly|possible|candidate"
+    r"|maybe|perhaps|might|could|if|suppose|assume|guess|earlier|non)\b|n't\b)[^.!?\n]*$",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(r"(?:\bnot|n't|\bnever|≠|\\neq?|!=)\s*(?:equal to|\$|\\[\[(]|\s)*$", re.IGNORECASE)
+_FILLER = re.compile(r"(?:\s|\*\*|__|:|,|=|\b(?:therefore|thus|then|simply|just|equal to|given by)\b)*", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\n|[.!?](?:\s|$|\*\*)|\*\*|(?<!\\),? (?:because|since|so|which|as)\b")
+_DISPLAY = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
+_NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)")
+_MAX_SAID = 2000
 
 
-def final_answer(completion: str) -> tuple[str | None, str]:
-    """(answer, "") or (None, why there is none).
-
-    Boxes that follow each other with nothing but "and", "or" or a comma between them are read as one list: hedging
-    between two answers is then as wrong as "1 or 2" in one box, and two solutions in two boxes are as right.
-    """
+def final_answer(completion: str, formats: Sequence[str] = ANNOUNCED) -> Found:
+    """The answer as it is written, by the first of `formats` (conventions.FORMATS) that is there."""
     text = said(completion)
     if text is None:
         return None, "the thinking never ends"
-    boxes, unclosed = find_boxes(text)
-    if unclosed:
-        return None, "the last box is not closed"
-    if not boxes:
-        return None, "no \\boxed{}"
-    first = len(boxes) - 1
-    while first and _joined(text[boxes[first - 1][2] : boxes[first][0]]):
-        first -= 1
-    answers = [text[content : end - 1].strip() for _, content, end in boxes[first:]]
-    answer = ", ".join(dict.fromkeys(answers))  # the same answer boxed twice is one answer
-    return (answer, "") if answer else (None, "the box is empty")
+    if formats[0] == "boxed" and has_box(text):
+        return boxed(text)
+    missing = []
+    for name in formats:
+        answer, where = _FORMATS[name](text) if name in _FORMATS else tagged(text, name.partition(":")[2])
+        if answer is not None:
+            return answer, where
+        missing.append(where)
+    return None, ", ".join(missing)
+
+
+def has_box(text: str) -> bool:
+    return "\\boxed" in text or "\\fbox" in text
 
 
 def said(completion: str) -> str | None:
@@ -45,6 +66,40 @@ def said(completion: str) -> str | None:
         return None
     end = _END_OF_TEXT.search(completion)
     return completion[: end.start()] if end else completion
+
+
+def boxed(text: str) -> Found:
+    """The last balanced \\boxed{} or \\fbox{}.
+
+    Boxes that follow each other with nothing but "and", "or" or a comma between them are read as one list: hedging
+    between two answers is then as wrong as "1 or 2" in one box, and two solutions in two boxes are as right.
+    """
+    boxes, unclosed = find_boxes(text)
+    if unclosed:
+        return None, "the last box is not closed"
+    if not boxes:
+        return None, "no \\boxed{}"
+    if _DENIED.search(text[max(0, boxes[-1][0] - 20) : boxes[-1][0]]):
+        return None, "the last box is what the answer is not"
+    if later := _plain_announcement(text, boxes[-1][2]):
+        return later, "an answer announced behind the last box"
+    first = len(boxes) - 1
+    while first and _joined(text[boxes[first - 1][2] : boxes[first][0]]):
+        first -= 1
+    answers = [text[content : end - 1].strip() for _, content, end in boxes[first:]]
+    answer = ", ".join(dict.fromkeys(answers))  # the same answer boxed twice is one answer
+    return (answer, "the last box") if answer else (None, "the box is empty")
+
+
+def _plain_announcement(text: str, start: int) -> str | None:
+    """A number or formula, nothing else, that is called the answer behind the last box: it takes the box back."""
+    for match in _SAYS.finditer(text, start):
+        answer, _ = _announced(text, match)
+        if answer is not None and (
+            plain_number(answer) is not None or text[match.end() :].lstrip(" :*").startswith("$")
+        ):
+            return answer
+    return None
 
 
 def find_boxes(text: str) -> tuple[list[tuple[int, int, int]], bool]:
@@ -72,3 +127,79 @@ def find_boxes(text: str) -> tuple[list[tuple[int, int, int]], bool]:
 
 def _joined(between: str) -> bool:
     return len(between) <= _MAX_JOINT and _JOINT.fullmatch(between) is not None
+
+
+def tagged(text: str, name: str) -> Found:
+    """What the last closed <name>...</name> holds."""
+    end = text.rfind(f"</{name}>")
+    start = text.rfind(f"<{name}>", 0, end) if end >= 0 else -1
+    answer = text[start + len(name) + 2 : end].strip() if start >= 0 else ""
+    return (answer, f"the last <{name}>") if answer else (None, f"no <{name}>...</{name}>")
+
+
+def hashed(text: str) -> Found:
+    """What follows the last ####, up to the end of the line, as GSM8K has it."""
+    at = text.rfind("####")
+    answer = text[at + 4 :].strip().partition("\n")[0].strip() if at >= 0 else ""
+    return (answer, "behind the last ####") if answer else (None, "no ####")
+
+
+def spoken(text: str) -> Found:
+    """What follows the last "answer is" or "answer:", up to the end of the sentence or of the formula."""
+    last = None
+    for match in _SAYS.finditer(text):
+        if not _HEDGED.search(text, max(0, match.start() - 60), match.start()):
+            last = match
+    return (None, 'no "answer is"') if last is None else _announced(text, last)
+
+
+def _announced(text: str, announcement: re.Match[str]) -> Found:
+    filler = _FILLER.match(text, announcement.end())
+    rest = text[filler.end() if filler else announcement.end() :][:_MAX_SAID]
+    for opening, closing in _DISPLAY.items():
+        if rest.startswith(opening):
+            end = rest.find(closing, len(opening))
+            if end >= 0 and not _more(rest[end + len(closing) :]):
+                return rest[len(opening) : end].strip() or None, 'behind "answer is"'
+            break
+    end_of_sentence = _SENTENCE_END.search(rest)
+    answer = (rest[: end_of_sentence.start()] if end_of_sentence else rest).strip(" *_")
+    if (sentence := answer.rfind(" is ")) >= 0 and "\\text" not in answer:  # "Answer: the largest n is 34"
+        answer = answer[sentence + 4 :].strip()
+    return (answer, 'behind "answer is"') if answer else (None, 'nothing behind "answer is"')
+
+
+def _more(after: str) -> bool:
+    """Whether the sentence goes on behind a formula with something that belongs to the answer."""
+    return re.match(r"\s*(?:,|;|and\b|or\b|\\text)\s*\S", after.partition("\n")[0]) is not None
+
+
+def bare(text: str) -> Found:
+    """The text, where it is nothing but one number or formula."""
+    text = text.strip()
+    math = re.fullmatch(r"(?:\$\$?|\\\(|\\\[)([^$]{1,200})(?:\$\$?|\\\)|\\\])\.?", text)
+    answer = math[1].strip() if math else text if plain_number(text) is not None else ""
+    return (answer, "the whole text") if answer else (None, "no bare answer")
+
+
+def last_number(text: str) -> Found:
+    """For evaluation only: a policy that is rewarded for it learns to end in numbers."""
+    numbers = _NUMBER.findall(text)
+    return (numbers[-1], "the last number") if numbers else (None, "no number")
+
+
+def whole(text: str) -> Found:
+    """The text is the answer, or has it in a box."""
+    if has_box(text):
+        return boxed(text)
+    return (text.strip(), "the whole text") if text.strip() else (None, "the answer is empty")
+
+
+_FORMATS: dict[str, Callable[[str], Found]] = {
+    "boxed": boxed,
+    "hash": hashed,
+    "says": spoken,
+    "bare": bare,
+    "last_number": last_number,
+    "whole": whole,
+}

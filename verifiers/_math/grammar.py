@@ -1,7 +1,7 @@
 """A small grammar for the formulas that stand in answers: text from `clean` -> tree of tuples. Nothing is evaluated.
 
 Implicit multiplication binds like explicit multiplication, from left to right; digits never multiply by standing side
-by side. Leaves out sums, integrals, limits and whatever else an answer seldom needs: those are Unreadable.
+by side. Leaves out integrals, limits, infinite sums and whatever else an answer seldom needs: those are Unsupported.
 
 Size is bounded before anything is built: characters, nesting, parts, and in literals.py digits.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from grpo_math.verifiers._math.literals import Unreadable, read_number
+from grpo_math.verifiers._math.literals import Unreadable, Unsupported, read_number
 from grpo_math.verifiers._math.tree import Node, spelling
 
 MAX_CHARS, MAX_DEPTH, MAX_ATOMS = 1500, 40, 400
@@ -22,21 +22,40 @@ _TEXT = re.compile(r"\s*\{\s*([A-Za-z]+)\s*\}")
 _SUBSCRIPT = re.compile(r"_ ?(?:\{([^{}]*)\}|([A-Za-z0-9]))")
 _VALUE = re.compile(r"\( ?(\d+) ?\)")
 _CIRC = re.compile(r" ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))")
+_ABOVE = re.compile(r" ?\^")
+_INDEX = re.compile(r" ?_ ?\{ ?([A-Za-z]) ?= ?")
+_POWER = re.compile(r"\d+ ?\^")
 _MINUS = re.compile(r" ?-")
 _PRIMES = re.compile(r" ?(?:'|\^ ?\{ ?'+ ?\})+")
 
 FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan",
-    "asin", "acos", "atan", "ln", "exp", "log", "lg", "sqrt", "abs",
+    "asin", "acos", "atan", "ln", "exp", "log", "lg", "sqrt", "abs", "arcsinh", "arccosh", "arctanh", "arsinh",
+    "arcosh", "artanh", "asinh", "acosh", "atanh", "coth", "sech", "csch", "arccot", "arcsec", "arccsc", "acot", "asec",
+    "acsc", "floor", "ceil", "ceiling",
 }  # fmt: skip
-_SAME_FUNCTION = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}
+_SAME_FUNCTION = {
+    **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")},
+    "arsinh": "asinh", "arcosh": "acosh", "artanh": "atanh", "ceiling": "ceil",
+}  # fmt: skip
+_INVERTIBLE = {"sin", "cos", "tan", "sinh", "cosh", "tanh"}
 GREEK = {
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
     "rho", "sigma", "tau", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Sigma", "Phi", "Psi",
-    "Omega", "Pi", "ell", "hbar", "nabla", "partial", "odot",
+    "Omega", "Pi", "ell", "hbar", "nabla", "partial", "odot", "angle", "triangle", "mho", "aleph", "Xi", "Upsilon",
 }  # fmt: skip
+_GREEK_WORDS = GREEK - {"eta", "mu", "nu", "xi", "ell", "chi", "rho", "tau"}  # which may be products of letters
 _ACCENTS = {
-    "dot", "ddot", "hat", "bar", "vec", "tilde", "overline", "underline", "mathbb", "mathcal", "overrightarrow",
+    "dot", "ddot", "hat", "bar", "vec", "tilde", "overline", "underline", "mathbb", "overrightarrow",
+}  # fmt: skip
+# Mathematics that an answer may rightly hold and that is not read: no verdict, rather than a wrong one.
+UNSUPPORTED = {
+    "int", "iint", "iiint", "oint", "lim", "sup", "inf", "max", "min", "gcd", "lcm", "det", "dim", "ker", "deg", "arg",
+    "limsup", "liminf", "begin", "forall", "exists", "subset", "subseteq", "setminus", "cap", "cong", "equiv", "sim",
+    "pmod", "bmod", "mod", "perp", "parallel", "neg", "lnot", "circ", "otimes", "oplus", "dagger", "notin", "propto",
+    "mapsto", "bigcup", "bigcap", "stackrel", "overset", "underset", "underbrace", "overbrace", "xrightarrow",
+    "Re", "Im", "langle", "rangle", "Vert", "lVert", "rVert", "substack",
+    "sgn", "star",
 }  # fmt: skip
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 _FUNCTION_WORD = re.compile(r"\\?([A-Za-z]+)")
@@ -61,6 +80,7 @@ class _Parser:
     def __init__(self, text: str):
         self.text = text
         self.at = self.depth = self.atoms = self.bars = 0
+        self.in_series = False
 
     def peek(self) -> str:
         while self.at < len(self.text) and self.text[self.at] == " ":
@@ -91,18 +111,20 @@ class _Parser:
                 self.at += 1
                 right = self.signed()
                 factors.append(("inv", right) if operator == "/" else right)
-            elif self.starts_factor(operator):
+            elif self.starts_factor(operator, factors[-1][0] == "pow"):
                 factors.append(self.power())
             else:
                 break
         return factors[0] if len(factors) == 1 else ("mul", *factors)
 
-    def starts_factor(self, character: str) -> bool:
+    def starts_factor(self, character: str, after_power: bool = False) -> bool:
         if character == "|":
             return not self.bars
         if not _STARTS_ATOM.match(character) or self.text.startswith((r"\rfloor", r"\rceil"), self.at):
             return False
         before = self.text[: self.at]
+        if after_power and before.endswith(" ") and _POWER.match(self.text, self.at):
+            return True  # 2^6 3^5, a prime factorisation
         if character.isdigit() and (before[-1] == "}" or before.rstrip()[-1] in "0123456789."):
             raise Unreadable(f"two numbers side by side before {self.text[self.at : self.at + 20]!r}")
         return True
@@ -200,6 +222,9 @@ class _Parser:
         if not single and name == "pi":
             self.at = match.end()
             return ("const", "pi")
+        if not single and name in _GREEK_WORDS:
+            self.at = match.end()
+            return self.symbol(name)
         self.at += 1
         return self.symbol(name[0])
 
@@ -241,9 +266,31 @@ class _Parser:
             return ("const", "pi")
         if name in GREEK:
             return self.symbol(name)
+        if name in ("mathcal", "mathscr", "mathfrak") and self.peek() == "{":
+            return self.group("{", "}")
         if name in _ACCENTS and self.peek() == "{":
             return self.symbol(f"{name} {spelling(self.group('{', '}'))}")
-        raise Unreadable(rf"cannot read \{name}")
+        if name in ("sum", "prod"):
+            return self.series(name)
+        raise (Unsupported if name in UNSUPPORTED else Unreadable)(rf"cannot read \{name}")
+
+    def series(self, name: str) -> Node:
+        """\\sum_{k=1}^{n} with the product behind it."""
+        above = self.exponent() if self.match(_ABOVE) else None
+        index = self.match(_INDEX)
+        if index is None or self.in_series:
+            raise Unsupported(rf"cannot read this \{name}")
+        low = self.sum()
+        self.take("}")
+        if above is None:
+            self.take("^")
+        high = above or self.exponent()
+        if ("inf",) in (low, high):
+            raise Unsupported(rf"cannot read an infinite \{name}")
+        self.in_series = True
+        term = self.product()
+        self.in_series = False
+        return (name, index[1], low, high, term)
 
     def argument_or_number(self) -> Node:
         return self.number(mixed=False) if self.peek() in tuple("0123456789.") else self.argument()
@@ -259,7 +306,7 @@ class _Parser:
             self.at += 1
             exponent = self.exponent()
         argument = self.function_argument()
-        if exponent == _MINUS_ONE and name in ("sin", "cos", "tan"):
+        if exponent == _MINUS_ONE and name in _INVERTIBLE:
             return ("call:a" + name, argument)
         node = self.call(name, base, argument)
         return node if exponent is None else ("pow", node, exponent)
@@ -274,11 +321,13 @@ class _Parser:
             return ("log", argument, base)
         if name == "sqrt":
             return ("root", argument, ("num", Fraction(2)))
-        return ("abs", argument) if name == "abs" else ("call:" + name, argument)
+        return (name, argument) if name in ("abs", "floor", "ceil") else ("call:" + name, argument)
 
     def function_argument(self) -> Node:
         """A bracket, or the atoms that follow up to an operator or the next function: sin 2x cos x."""
-        if self.peek() in _PAIRS:
+        if self.peek() in ("(", "["):
+            return self.atom()  # cos(x)^2 is the square of the cosine
+        if self.peek() == "{":
             return self.power()
         factors = [self.signed()]
         while (operator := self.peek()) and operator not in "([|" and self.starts_factor(operator):

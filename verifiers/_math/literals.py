@@ -8,6 +8,7 @@ from fractions import Fraction
 MAX_DIGITS, MAX_EXPONENT = 400, 400
 
 _NUMBER = re.compile(r"(\d+)?(?:\.(\d*))?(?:[eE]([+-]?\d{1,6})(?![\d.]))?")
+_PLAIN = re.compile(r"\s*(?:\\?\$\s*)?([+-]?)\s*(?:\\?\$\s*)?(\d{1,3}(?:,\d{3})+|\d{1,300})?(\.\d{0,300})?\s*\$?\s*")
 _REPEATING = re.compile(r" ?\\overline ?\{ ?(\d+) ?\}")
 _PLAIN_MIXED = re.compile(r" +(\d+) ?/ ?(\d+)(?![\d./^])")
 _BRACED_MIXED = re.compile(r" ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))")
@@ -15,6 +16,20 @@ _BRACED_MIXED = re.compile(r" ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|
 
 class Unreadable(ValueError):
     """Not an answer of a kind that the rooms of the math verifier know, or larger than their bounds."""
+
+
+class Unsupported(Unreadable):
+    """Mathematics, but in a notation that the grammar does not read: neither right nor wrong."""
+
+
+def plain_number(text: str) -> Fraction | None:
+    """18, -5, 1,234, 3.50, $18.90 or None."""
+    match = _PLAIN.fullmatch(text) if len(text) <= MAX_DIGITS else None
+    if match is None or not (match[2] or (match[3] or ".") != "."):
+        return None
+    whole, decimals = (match[2] or "0").replace(",", ""), (match[3] or "")[1:]
+    number = Fraction(int(whole + decimals), 10 ** len(decimals)) if decimals else Fraction(int(whole))
+    return -number if match[1] == "-" else number
 
 
 def read_number(text: str, at: int, mixed: bool) -> tuple[Fraction, int]:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from grpo_math.verifiers._math.exact import Undecided, Undefined
-from grpo_math.verifiers._math.tree import Node
+from grpo_math.verifiers._math.exact import NotExact, Undecided, Undefined, exact, indices
+from grpo_math.verifiers._math.tree import Node, symbols
 
 DIGITS, AGREE, NOISE, RANGE = 500, 350, 400, 110
+MAX_DEGREE = 1000  # of a root
 _BITS = 3.3219280948873626  # per decimal digit
 
 Value = Any  # mpmath's mpf or mpc
@@ -36,13 +37,18 @@ def value(node: Node, point: Mapping[str, Fraction]) -> Value:
     mp = context()
     kind = node[0]
     if kind == "num" or kind == "sym":
-        number = node[1] if kind == "num" else point[node[1]]
-        return _bounded(mp.mpf(number.numerator) / number.denominator)
+        return _bounded(_mpf(node[1] if kind == "num" else point[node[1]]))
     if kind == "const":
         return {"pi": +mp.pi, "e": +mp.e, "i": mp.j}[node[1]]
+    if kind in ("sum", "prod"):
+        low, high = _bounds(node, point)
+        terms = [value(node[4], {**point, node[1]: index}) for index in indices(low, high, node[4])]
+        return _bounded(mp.fsum(terms) if kind == "sum" else functools.reduce(_times, terms, mp.one))
     operation = _OPERATIONS.get(kind)
     if operation is None:
         raise Undefined(f"no value for {kind}")
+    if kind == "pow" and (odd := _odd_root(node[2])):
+        return _bounded(_real_power(mp, value(node[1], point), odd))
     parts = [value(part, point) for part in node[1:]]
     try:
         return _bounded(operation(mp, *parts))
@@ -50,12 +56,29 @@ def value(node: Node, point: Mapping[str, Fraction]) -> Value:
         raise Undefined(f"{kind}: {e}") from e
 
 
+def _bounds(node: Node, point: Mapping[str, Fraction]) -> tuple[Fraction, Fraction]:
+    try:
+        return exact(node[2], point), exact(node[3], point)
+    except NotExact as e:
+        raise Undefined(f"the bounds of a {node[0]}: {e}") from e
+
+
 def same(a: Value | Fraction, b: Value | Fraction) -> bool:
     """Whether two values agree to AGREE digits, or are both nothing but rounding noise."""
     mp = context()
-    a, b = (mp.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x for x in (a, b))
+    a, b = (_mpf(x) if isinstance(x, Fraction) else x for x in (a, b))
     size = max(abs(a), abs(b))
     return bool(size < mp.mpf(10) ** -NOISE or abs(a - b) <= size * mp.mpf(10) ** -AGREE)
+
+
+def near(a: Value | Fraction, b: Value | Fraction, tolerance: float) -> bool:
+    """Whether b differs from a by at most this share of a."""
+    a, b = (_mpf(x) if isinstance(x, Fraction) else x for x in (a, b))
+    return bool(abs(a - b) <= tolerance * abs(a))
+
+
+def _mpf(number: Fraction) -> Value:
+    return context().mpf(number.numerator) / number.denominator
 
 
 def _bounded(number: Value) -> Value:
@@ -70,6 +93,10 @@ def _bounded(number: Value) -> Value:
     return number
 
 
+def _times(a: Value, b: Value) -> Value:
+    return _bounded(a * b)
+
+
 def _power(mp: Any, base: Value, exponent: Value) -> Value:
     if base == 0:
         if mp.re(exponent) <= 0:
@@ -80,10 +107,25 @@ def _power(mp: Any, base: Value, exponent: Value) -> Value:
     return mp.power(base, exponent)
 
 
+def _odd_root(exponent: Node) -> Fraction | None:
+    """p/q with an odd q above 1: the power of a negative number that is real, as in (-8)^{1/3} = -2."""
+    try:
+        number = exact(exponent, {}) if not symbols(exponent) else Fraction(0)
+    except (NotExact, Undefined):
+        return None
+    return number if number.denominator % 2 and 1 < number.denominator <= MAX_DEGREE else None
+
+
+def _real_power(mp: Any, base: Value, exponent: Fraction) -> Value:
+    if mp.im(base) == 0 and mp.re(base) < 0:
+        return (-1) ** exponent.numerator * _power(mp, -base, _mpf(exponent))
+    return _power(mp, base, _mpf(exponent))
+
+
 def _root(mp: Any, radicand: Value, degree: Value) -> Value:
     if degree == 2:
         return mp.sqrt(radicand)
-    if not mp.isint(degree) or not 1 <= degree <= 1000:
+    if not mp.isint(degree) or not 1 <= degree <= MAX_DEGREE:
         return _power(mp, radicand, 1 / degree)
     if degree % 2 and mp.im(radicand) == 0 and mp.re(radicand) < 0:
         return -mp.root(-radicand, int(degree))
@@ -113,7 +155,10 @@ def _floor(mp: Any, number: Value) -> Value:
     return mp.floor(mp.re(number) + mp.mpf(10) ** -AGREE)
 
 
-_ELEMENTARY = ["exp", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "asin", "acos", "atan"]
+_ELEMENTARY = [
+    "exp", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "asin", "acos", "atan", "asinh", "acosh",
+    "atanh", "coth", "sech", "csch", "acot", "asec", "acsc",
+]  # fmt: skip
 
 
 def _elementary(name: str, mp: Any, number: Value) -> Value:
@@ -124,7 +169,7 @@ def _elementary(name: str, mp: Any, number: Value) -> Value:
 
 _OPERATIONS: dict[str, Callable[..., Value]] = {
     "add": lambda mp, *terms: functools.reduce(lambda a, b: a + b, terms),
-    "mul": lambda mp, *factors: functools.reduce(lambda a, b: _bounded(a * b), factors),
+    "mul": lambda mp, *factors: functools.reduce(_times, factors),
     "neg": lambda mp, a: -a,
     "inv": lambda mp, a: 1 / a,
     "div": lambda mp, a, b: a / b,

@@ -7,11 +7,10 @@ from fractions import Fraction
 
 from grpo_math.verifiers._math import evaluate, grammar
 from grpo_math.verifiers._math.cut import split
-from grpo_math.verifiers._math.literals import MAX_DIGITS, Unreadable
+from grpo_math.verifiers._math.literals import Unreadable
 from grpo_math.verifiers._math.units import split_unit
 from grpo_math.verifiers._math.values import Based, Ratio, Scalar, Value, Words
 
-_PLAIN = re.compile(r"\s*(?:\\?\$\s*)?([+-]?)\s*(?:\\?\$\s*)?(\d{1,3}(?:,\d{3})+|\d{1,300})?(\.\d{0,300})?\s*\$?\s*")
 _TIME = re.compile(r"\d{1,2}:[0-5]\d")
 _BASED = re.compile(r"([0-9A-Z]+) ?_ ?(?:\{ ?(?:\\text ?\{ ?)?(\d+|[a-z]+) ?\}? ?\}|(\d))(?: ?\\text ?\{ ?base ?\})?")
 _BASES = {
@@ -20,16 +19,6 @@ _BASES = {
         ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], start=2
     )
 } | {"sixteen": 16}
-
-
-def plain_number(text: str) -> Fraction | None:
-    """18, -5, 1,234, 3.50, $18.90 or None."""
-    match = _PLAIN.fullmatch(text) if len(text) <= MAX_DIGITS else None
-    if match is None or not (match[2] or (match[3] or ".") != "."):
-        return None
-    whole, decimals = (match[2] or "0").replace(",", ""), (match[3] or "")[1:]
-    number = Fraction(int(whole + decimals), 10 ** len(decimals)) if decimals else Fraction(int(whole))
-    return -number if match[1] == "-" else number
 
 
 def atom(text: str) -> Value:

@@ -1,8 +1,9 @@
-"""What an answer can be, once read. Frozen and hashable, so that parts can be cached and compared."""
+"""What an answer can be, once read, and what comes of comparing two. Frozen and hashable: reading is cached."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from grpo_math.verifiers._math.tree import Node
 
@@ -25,9 +26,10 @@ class Based:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Evelyn, even, or the letter of a choice."""
+    """Evelyn, even, or the letter of a choice; `rest` is what stands behind the letter, as in (C) 42."""
 
     text: str
+    rest: Value | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,15 @@ class Ordered:
 
     items: tuple[Value, ...]
     brackets: str = "()"
+    inequality: bool = field(default=False, compare=False)  # whether it was written as 2 < x < 4
 
 
 @dataclass(frozen=True, slots=True)
 class Unordered:
-    """A list, set or union: the order of several answers says nothing."""
+    """A list, set or union: the order of several answers says nothing. distinct: in a set, repeating says nothing."""
 
     items: tuple[Value, ...]
+    distinct: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,46 @@ class Relation:
     operator: str
     node: Node
     value: Value | None = None
+    name: str = ""  # the x of `x = value`
 
 
-Value = Scalar | Based | Words | Ordered | Unordered | Matrix | Ratio | Relation
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """Mathematics that grammar.py knows of but does not read, such as an integral: equal to its own spelling only."""
+
+    spelling: str
+    why: str = field(compare=False)
+
+
+Value = Scalar | Based | Words | Ordered | Unordered | Matrix | Ratio | Relation | Opaque
+
+KINDS = {
+    Scalar: "formula",
+    Based: "number in a base",
+    Words: "words",
+    Ordered: "tuple or interval",
+    Unordered: "list or set",
+    Matrix: "matrix",
+    Ratio: "ratio",
+    Relation: "relation",
+    Opaque: "unsupported notation",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Whether two answers are the same, and what decided it, in words. True or false as a condition."""
+
+    same: bool
+    how: str
+
+    def __bool__(self) -> bool:
+        return self.same
+
+
+def point_of(items: Sequence[Value]) -> Ordered | None:
+    """x = 1, y = 2 is the point (1, 2): the names in the order of the alphabet."""
+    values = {item.name: item.value for item in items if isinstance(item, Relation) and item.value and item.name}
+    if not 2 <= len(values) == len(items):
+        return None
+    return Ordered(tuple(value for _, value in sorted(values.items()) if value is not None))
