@@ -18,7 +18,7 @@ from grpo_math.find import find_task, find_verifier, nearest, verifier_of
 from grpo_math.problems import load_arguments
 from grpo_math.types import UserError
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")  # as policy.py has them
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")  # any of them will do
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 

@@ -16,6 +16,7 @@ from transformers.utils import logging as hf_logging
 
 from grpo_math.batch import Batch
 from grpo_math.logprobs import token_logprobs
+from grpo_math.plan import TOKENIZER_FILES
 from grpo_math.types import UserError
 
 if TYPE_CHECKING:
@@ -139,9 +140,6 @@ def load_policy(spec: config.Model, device: torch.device) -> Policy:
             "those would be random. Give the whole model, or another one"
         )
     return make_policy(model.to(device), tokenizer)
-
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def make_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:

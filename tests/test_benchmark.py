@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
-from benchmarks import hash_reward, step
+from benchmarks import hash_reward, math_verifier, step
 from benchmarks.setting import MIB, Result, Setting, Update, memory, reset_peak
-from grpo_math.types import Problem
+from grpo_math.config import Scoring
+from grpo_math.types import Problem, UserError
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory as Linux shows it")
@@ -99,3 +101,21 @@ def test_the_hash_reward_gives_siblings_different_rewards() -> None:
     assert all(0 < reward <= 1 for reward in rewards if reward is not None)
     for problem, text, reward in hash_reward.EXAMPLES:
         assert hash_reward.verify(problem, text).reward == reward
+
+
+def test_a_verifier_s_row_counts_what_it_got_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    lines = [("5", "5", True), ("5", "6", False), ("5", "5.0", False), ("5", "6", True), ("5", "9^{9^{9^9}}", False)]
+    file.write_text(
+        "".join(
+            json.dumps({"id": n, "answer": gold, "candidate": answer, "expected": expected}) + "\n"
+            for n, (gold, answer, expected) in enumerate(lines)
+        )
+    )
+    pairs = math_verifier.load([file])
+    measured = math_verifier.measure("math", pairs, Scoring(workers=1))
+    assert math_verifier.row("ours", pairs, measured)[:4] == ["ours", "60.00%", "1 (33.33%)", "1 (50.00%)"]
+    assert len(measured.milliseconds) == 5
+    file.write_text('{"id": 1}\n')
+    with pytest.raises(UserError, match="1 lines cannot be used"):
+        math_verifier.load([file])

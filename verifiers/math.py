@@ -20,7 +20,7 @@ from grpo_math.verifiers._math.compare import same
 from grpo_math.verifiers._math.conventions import DEFAULT, Conventions, conventions
 from grpo_math.verifiers._math.echo import is_echo
 from grpo_math.verifiers._math.exact import Undecided
-from grpo_math.verifiers._math.extract import boxed, final_answer, has_box, hashed
+from grpo_math.verifiers._math.extract import final_answer, whole
 from grpo_math.verifiers._math.literals import Unreadable, plain_number
 from grpo_math.verifiers._math.numeric import context
 from grpo_math.verifiers._math.read import read
@@ -75,7 +75,7 @@ def equivalent(gold: str, candidate: str, **options: Any) -> bool | None:
 
     A candidate that cannot be read is simply not the gold."""
     rules = conventions(options)
-    gold = _final(gold)
+    gold, candidate = _stated(gold), _stated(candidate)
     return None if _complaint(gold, rules) else _judge(gold, candidate, rules)[0]
 
 
@@ -121,21 +121,17 @@ def _rules(problem: Problem, options: Mapping[str, Any]) -> Conventions:
 
 
 def _golds(problem: Problem) -> tuple[str, ...]:
-    """The right answers; of a worked solution what it boxes, or has behind ####."""
-    golds = (problem.answer, *problem.metadata.get("alternatives", ()))
-    return tuple(_final(gold) if "\\" in gold or "#" in gold else gold for gold in golds)
+    return tuple(_stated(gold) for gold in (problem.answer, *problem.metadata.get("alternatives", ())))
 
 
-def _final(gold: str) -> str:
-    if has_box(gold):
-        return boxed(gold)[0] or gold
-    return hashed(gold)[0] or gold if "####" in gold else gold
+def _stated(answer: str) -> str:
+    return whole(answer)[0] or ""
 
 
 @functools.lru_cache(maxsize=CACHED)
 def _complaint(gold: str, rules: Conventions) -> str | None:
     """Why a gold answer is unusable, or None."""
-    if not gold.strip():
+    if not gold:
         return "it is empty"
     if plain_number(gold) is not None:
         return None

@@ -7,6 +7,7 @@ no other way of announcing an answer is looked at.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from grpo_math.verifiers._math.conventions import ANNOUNCED
@@ -25,6 +26,7 @@ _MAX_JOINT = 40
 _SAYS = re.compile(
     r"\banswer(?: is|[*_ ]{0,4}:| would be| must be| should be|(?=[*_ ]{0,4}(?:\$|\\[\[(])))", re.IGNORECASE
 )
+_FORMULA = re.compile(r"[\s:*]{0,8}\$")
 _HEDGED = re.compile(  # "this is not the final answer: 5", in the same sentence
     r"(?:\b(?:not|never|wrong|false|fake|incorrect|example|sample|previous|old|rejected|ignore|possibly|possible|candidate"
     r"|maybe|perhaps|might|could|if|suppose|assume|guess|earlier|non)\b|n't\b)[^.!?\n]*$",
@@ -35,7 +37,8 @@ _FILLER = re.compile(r"(?:\s|\*\*|__|:|,|=|\b(?:therefore|thus|then|simply|just|
 _SENTENCE_END = re.compile(r"\n|[.!?](?:\s|$|\*\*)|\*\*|(?<!\\),? (?:because|since|so|which|as)\b")
 _DISPLAY = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
 _NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)")
-_MAX_SAID = 2000
+_MAX_SAID, MAX_ANNOUNCEMENTS = 2000, 32
+MAX_TEXT = 200_000  # characters at the end that are searched
 
 
 def final_answer(completion: str, formats: Sequence[str] = ANNOUNCED) -> Found:
@@ -43,6 +46,7 @@ def final_answer(completion: str, formats: Sequence[str] = ANNOUNCED) -> Found:
     text = said(completion)
     if text is None:
         return None, "the thinking never ends"
+    text = text[-MAX_TEXT:]
     if formats[0] == "boxed" and has_box(text):
         return boxed(text)
     missing = []
@@ -93,13 +97,17 @@ def boxed(text: str) -> Found:
 
 def _plain_announcement(text: str, start: int) -> str | None:
     """A number or formula, nothing else, that is called the answer behind the last box: it takes the box back."""
-    for match in _SAYS.finditer(text, start):
+    for match in _announcements(text, start):
         answer, _ = _announced(text, match)
-        if answer is not None and (
-            plain_number(answer) is not None or text[match.end() :].lstrip(" :*").startswith("$")
-        ):
+        if answer is not None and (plain_number(answer) is not None or _FORMULA.match(text, match.end())):
             return answer
     return None
+
+
+def _announcements(text: str, start: int = 0) -> list[re.Match[str]]:
+    """The last few, the last one first, without those that are denied or hedged in their sentence."""
+    last = deque(_SAYS.finditer(text, start), maxlen=MAX_ANNOUNCEMENTS)
+    return [match for match in reversed(last) if not _HEDGED.search(text, max(0, match.start() - 60), match.start())]
 
 
 def find_boxes(text: str) -> tuple[list[tuple[int, int, int]], bool]:
@@ -146,16 +154,14 @@ def hashed(text: str) -> Found:
 
 def spoken(text: str) -> Found:
     """What follows the last "answer is" or "answer:", up to the end of the sentence or of the formula."""
-    last = None
-    for match in _SAYS.finditer(text):
-        if not _HEDGED.search(text, max(0, match.start() - 60), match.start()):
-            last = match
-    return (None, 'no "answer is"') if last is None else _announced(text, last)
+    announcements = _announcements(text)
+    return _announced(text, announcements[0]) if announcements else (None, 'no "answer is"')
 
 
 def _announced(text: str, announcement: re.Match[str]) -> Found:
     filler = _FILLER.match(text, announcement.end())
-    rest = text[filler.end() if filler else announcement.end() :][:_MAX_SAID]
+    start = filler.end() if filler else announcement.end()
+    rest = text[start : start + _MAX_SAID]
     for opening, closing in _DISPLAY.items():
         if rest.startswith(opening):
             end = rest.find(closing, len(opening))
@@ -189,9 +195,11 @@ def last_number(text: str) -> Found:
 
 
 def whole(text: str) -> Found:
-    """The text is the answer, or has it in a box."""
+    """The text is the answer; of a worked solution, what it boxes or has behind ####."""
     if has_box(text):
         return boxed(text)
+    if "####" in text:
+        return hashed(text)
     return (text.strip(), "the whole text") if text.strip() else (None, "the answer is empty")
 
 

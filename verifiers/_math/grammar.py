@@ -12,6 +12,15 @@ import re
 from fractions import Fraction
 
 from grpo_math.verifiers._math.literals import Unreadable, Unsupported, read_number
+from grpo_math.verifiers._math.names import (
+    ACCENTS,
+    FUNCTIONS,
+    GREEK,
+    GREEK_WORDS,
+    INVERTIBLE,
+    SAME_FUNCTION,
+    UNSUPPORTED,
+)
 from grpo_math.verifiers._math.tree import Node, spelling
 
 MAX_CHARS, MAX_DEPTH, MAX_ATOMS = 1500, 40, 400
@@ -28,35 +37,6 @@ _POWER = re.compile(r"\d+ ?\^")
 _MINUS = re.compile(r" ?-")
 _PRIMES = re.compile(r" ?(?:'|\^ ?\{ ?'+ ?\})+")
 
-FUNCTIONS = {
-    "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan",
-    "asin", "acos", "atan", "ln", "exp", "log", "lg", "sqrt", "abs", "arcsinh", "arccosh", "arctanh", "arsinh",
-    "arcosh", "artanh", "asinh", "acosh", "atanh", "coth", "sech", "csch", "arccot", "arcsec", "arccsc", "acot", "asec",
-    "acsc", "floor", "ceil", "ceiling",
-}  # fmt: skip
-_SAME_FUNCTION = {
-    **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")},
-    "arsinh": "asinh", "arcosh": "acosh", "artanh": "atanh", "ceiling": "ceil",
-}  # fmt: skip
-_INVERTIBLE = {"sin", "cos", "tan", "sinh", "cosh", "tanh"}
-GREEK = {
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
-    "rho", "sigma", "tau", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Sigma", "Phi", "Psi",
-    "Omega", "Pi", "ell", "hbar", "nabla", "partial", "odot", "angle", "triangle", "mho", "aleph", "Xi", "Upsilon",
-}  # fmt: skip
-_GREEK_WORDS = GREEK - {"eta", "mu", "nu", "xi", "ell", "chi", "rho", "tau"}  # which may be products of letters
-_ACCENTS = {
-    "dot", "ddot", "hat", "bar", "vec", "tilde", "overline", "underline", "mathbb", "overrightarrow",
-}  # fmt: skip
-# Mathematics that an answer may rightly hold and that is not read: no verdict, rather than a wrong one.
-UNSUPPORTED = {
-    "int", "iint", "iiint", "oint", "lim", "sup", "inf", "max", "min", "gcd", "lcm", "det", "dim", "ker", "deg", "arg",
-    "limsup", "liminf", "begin", "forall", "exists", "subset", "subseteq", "setminus", "cap", "cong", "equiv", "sim",
-    "pmod", "bmod", "mod", "perp", "parallel", "neg", "lnot", "circ", "otimes", "oplus", "dagger", "notin", "propto",
-    "mapsto", "bigcup", "bigcap", "stackrel", "overset", "underset", "underbrace", "overbrace", "xrightarrow",
-    "Re", "Im", "langle", "rangle", "Vert", "lVert", "rVert", "substack",
-    "sgn", "star",
-}  # fmt: skip
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 _FUNCTION_WORD = re.compile(r"\\?([A-Za-z]+)")
 _MINUS_ONE: Node = ("neg", ("num", Fraction(1)))
@@ -222,7 +202,7 @@ class _Parser:
         if not single and name == "pi":
             self.at = match.end()
             return ("const", "pi")
-        if not single and name in _GREEK_WORDS:
+        if not single and name in GREEK_WORDS:
             self.at = match.end()
             return self.symbol(name)
         self.at += 1
@@ -268,7 +248,7 @@ class _Parser:
             return self.symbol(name)
         if name in ("mathcal", "mathscr", "mathfrak") and self.peek() == "{":
             return self.group("{", "}")
-        if name in _ACCENTS and self.peek() == "{":
+        if name in ACCENTS and self.peek() == "{":
             return self.symbol(f"{name} {spelling(self.group('{', '}'))}")
         if name in ("sum", "prod"):
             return self.series(name)
@@ -296,7 +276,7 @@ class _Parser:
         return self.number(mixed=False) if self.peek() in tuple("0123456789.") else self.argument()
 
     def function(self, name: str) -> Node:
-        name = _SAME_FUNCTION.get(name, name)
+        name = SAME_FUNCTION.get(name, name)
         base: Node | None = None
         exponent: Node | None = None
         if self.peek() == "_":
@@ -306,7 +286,7 @@ class _Parser:
             self.at += 1
             exponent = self.exponent()
         argument = self.function_argument()
-        if exponent == _MINUS_ONE and name in _INVERTIBLE:
+        if exponent == _MINUS_ONE and name in INVERTIBLE:
             return ("call:a" + name, argument)
         node = self.call(name, base, argument)
         return node if exponent is None else ("pow", node, exponent)

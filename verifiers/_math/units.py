@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from grpo_math.verifiers._math.grammar import FUNCTIONS, GREEK
 from grpo_math.verifiers._math.literals import Unreadable
+from grpo_math.verifiers._math.names import FUNCTIONS, GREEK
 
 _POWER = re.compile(r" ?\^ ?(?:\{ ?-?\d ?\}|\d)$")
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}$")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from grpo_math.verifiers._math.literals import Unreadable
 from grpo_math.verifiers._math.tree import Node
 
 
@@ -81,6 +82,8 @@ class Opaque:
 
 Value = Scalar | Based | Words | Ordered | Unordered | Matrix | Ratio | Relation | Opaque
 
+INFINITY: Node = ("inf",)
+
 KINDS = {
     Scalar: "formula",
     Based: "number in a base",
@@ -111,3 +114,17 @@ def point_of(items: Sequence[Value]) -> Ordered | None:
     if not 2 <= len(values) == len(items):
         return None
     return Ordered(tuple(value for _, value in sorted(values.items()) if value is not None))
+
+
+def flat(items: Sequence[Value]) -> Value:
+    """A union or list of sets is one set."""
+    if not items:
+        raise Unreadable("nothing but commas")
+    if len(items) == 1:
+        return items[0]
+    parts: list[Value] = []
+    for item in items:
+        parts += item.items if isinstance(item, Unordered) else (item,)
+    # a list of points lists solutions, and is a set as well
+    distinct = all(isinstance(item, Ordered) for item in parts)
+    return Unordered(tuple(parts), distinct or any(isinstance(item, Unordered) and item.distinct for item in items))
