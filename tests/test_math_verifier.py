@@ -51,7 +51,7 @@ SAME = [
     ("3,5", r"x=3 \text{ or } x=5"), (r"\pm 2021", "{-2021, 2021}"), ("(1,2),(3,4)", "(3,4), (1,2)"), (r"\{5\}", "5"),
     # tuples, intervals, relations, sets
     ("(2,4)", r"\left( 2 ,\, 4 \right)"), ("(1,9/2)", "(1,4.5)"), ("(3,4)", "(x,y)=(3,4)"), ("(2,\\infty)", "x>2"),
-    ("[-2,7]", r"-2 \le x \le 7"), ("(2,7]", r"7 \geq x > 2"), ("(-\\infty,0]", r"x \leqslant 0"), ("x<1", "-x > -1"),
+    ("[-2,7]", r"-2 \le x \le 7"), ("(2,7]", r"7 \geq x > 2"), ("(-\\infty,0]", r"x \leqslant 0"),
     (r"(-\infty,2)\cup(3,\infty)", r"x<2 \text{ or } x>3"), (r"\{-1\}\cup[0,7)", r"[0,7) \cup \{-1\}"),
     (r"\emptyset", r"\{\}"), (r"x \neq 3", "x != 3"), ("x+y<1", "2x+2y<2"),
     # words, choices, bases, matrices, ratios, times, units
@@ -59,7 +59,8 @@ SAME = [
     ("52_8", r"52_{\text{eight}}"),
     (r"\begin{pmatrix}1/2\\3\end{pmatrix}", r"\begin{bmatrix} 0.5 \\ 3 \end{bmatrix}"), ("3:2", "6:4"),
     ("12:00", "12:00"), (r"15\mbox{ cm}^2", r"15 \text{ square centimeters}"), ("90^\\circ", "90 degrees"),
-    ("5 \\text{ hours}", "5 hr"), ("(2,\\infty)", "2x > 4"), ("[1,\\infty)", "3 - 2x \\le 1"), ("m", "m"),
+    ("5 \\text{ hours}", "5 hr"), ("(2,\\infty)", "2x > 4"), ("[1,\\infty)", "3 - 2x \\le 1"), ("x<1", "-x > -1"),
+    ("m", "m"),
 ]  # fmt: skip
 
 DIFFERENT = [

@@ -19,14 +19,14 @@ from grpo_math.types import Problem, UserError, Verdict
 from grpo_math.verifiers._math.compare import same
 from grpo_math.verifiers._math.conventions import DEFAULT, Conventions, conventions
 from grpo_math.verifiers._math.echo import is_echo
-from grpo_math.verifiers._math.exact import Undecided
+from grpo_math.verifiers._math.exact import BUDGET, Undecided
 from grpo_math.verifiers._math.extract import final_answer, whole
 from grpo_math.verifiers._math.literals import Unreadable, plain_number
 from grpo_math.verifiers._math.numeric import context
-from grpo_math.verifiers._math.read import read
+from grpo_math.verifiers._math.read import MAX_CHARS, read
 from grpo_math.verifiers._math.values import KINDS, Opaque, Scalar
 
-CACHED = 1 << 15
+CACHED = 1 << 14
 Judged = tuple[bool | None, str]  # (the same, different or undecided; what decided it)
 
 
@@ -48,7 +48,7 @@ def verify(problem: Problem, completion: str, **options: Any) -> Verdict:
             return Verdict(None, "error", f"gold answer of {problem.id}: {complaint}", answer)
         judged.append(_judge(gold, answer, rules))
         if judged[-1][0]:
-            if _may_be_echo(answer) and is_echo(problem.question, gold, answer):
+            if problem.question and _may_be_echo(answer) and is_echo(problem.question, gold, answer):
                 return Verdict(0.0, "wrong", "a formula of the question, not worked out", answer)
             return Verdict(1.0, "correct", judged[-1][1], answer)
     unknown = next((how for verdict, how in judged if verdict is None), None)
@@ -82,6 +82,7 @@ def equivalent(gold: str, candidate: str, **options: Any) -> bool | None:
 def explain(problem: Problem, completion: str, **options: Any) -> list[tuple[str, str]]:
     """Where the answer was found, and how it and the gold answers are read, as (name, text), for a person to see."""
     rules = _rules(problem, options)
+    BUDGET.reset()
     answer, where = final_answer(completion, rules.answer_format)
     read_as = [] if answer is None else [("read as", _described(answer, rules))]
     return [("found", where), *read_as, *(("gold", _described(gold, rules)) for gold in _golds(problem))]
@@ -135,6 +136,7 @@ def _complaint(gold: str, rules: Conventions) -> str | None:
         return "it is empty"
     if plain_number(gold) is not None:
         return None
+    BUDGET.reset()
     try:
         value = read(gold, rules.decimal_comma)
         return None if same(value, value, rules) else f"{gold[:80]!r} does not equal itself"
@@ -142,9 +144,16 @@ def _complaint(gold: str, rules: Conventions) -> str | None:
         return f"{gold[:80]!r} cannot be read: {e}"
 
 
-@functools.lru_cache(maxsize=CACHED)
 def _judge(gold: str, answer: str, rules: Conventions = DEFAULT) -> Judged:
     """For a gold that can be read."""
+    if len(answer) > MAX_CHARS:  # and nothing so long is kept in a cache
+        return False, f"the answer is longer than {MAX_CHARS:,} characters"
+    return _compared(gold, answer, rules)
+
+
+@functools.lru_cache(maxsize=CACHED)
+def _compared(gold: str, answer: str, rules: Conventions) -> Judged:
+    BUDGET.reset()
     try:
         outcome = same(read(gold, rules.decimal_comma), read(answer, rules.decimal_comma), rules)
         return outcome.same, outcome.how

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
+from fractions import Fraction
 
 from grpo_math.verifiers._math.cut import OPENING, outside, split
 from grpo_math.verifiers._math.literals import Unreadable, Unsupported
 from grpo_math.verifiers._math.scalars import scalar
+from grpo_math.verifiers._math.tree import Node
 from grpo_math.verifiers._math.values import INFINITY, Matrix, Ordered, Scalar, Unordered, Value, flat
 
 Read = Callable[[str], Value]  # read.value, for what stands inside
@@ -18,17 +20,27 @@ _BUILDER = re.compile(r" ?([A-Za-z])(?: ?∈ ?\\mathbb ?(?:\{ ?R ?\}|R))? ?[|:] 
 _REALS_WITHOUT = re.compile(r"\\mathbb ?(?:\{ ?R ?\}|R) ?\\(?:setminus|backslash) ?⦃(.*)⦄")
 _REALS = Ordered((Scalar(("neg", INFINITY)), Scalar(INFINITY)), "()")
 NAMED_SETS: dict[str, Value] = {
+    **dict.fromkeys(("\\mathbb{r}", "\\mathbbr", "allrealnumbers", "allreals"), _REALS),
     **dict.fromkeys(
-        ("\\mathbb{r}", "\\mathbbr", "\\text{allrealnumbers}", "allrealnumbers", "\\text{allreals}"), _REALS
+        (
+            "\\emptyset",
+            "⦃⦄",
+            "emptyset",
+            "theemptyset",
+            "nosolution",
+            "nosolutions",
+            "thereisnosolution",
+            "therearenosolutions",
+        ),
+        Unordered(()),
     ),
-    **dict.fromkeys(("\\emptyset", "⦃⦄", "\\text{emptyset}", "\\text{theemptyset}", "emptyset"), Unordered(())),
 }
 
 
 def bracketed(text: str, value: Read) -> Value | None:
     """A tuple, interval or set that spans the whole text, else None."""
     if without := _REALS_WITHOUT.fullmatch(text):
-        return _reals_without([scalar(item) for item in split(without[1], ",")])
+        return reals_without([scalar(item) for item in split(without[1], ",")])
     if _SET_OPERATION.search(text):
         raise Unsupported("an intersection or difference of sets")
     if text[0] not in OPENING or len(outside(text)) > 1:
@@ -47,7 +59,7 @@ def bracketed(text: str, value: Read) -> Value | None:
     return Ordered(tuple(value(item) for item in items), brackets)
 
 
-def _reals_without(points: list[Scalar]) -> Value:
+def reals_without(points: list[Scalar]) -> Value:
     """(-oo, a) u (a, oo)"""
     numbers = [point.node[1] for point in points if point.node[0] == "num"]
     if len(numbers) < len(points):
@@ -64,11 +76,19 @@ def system(body: str, value: Read) -> Value:
     return flat([value(row) for row in rows if row])
 
 
-def matrix(body: str, value: Read) -> Matrix:
-    if r"\begin" in body:
-        raise Unreadable("a matrix within a matrix")
+def matrix(coefficient: str, body: str, value: Read) -> Matrix:
+    """The rows of the environment; a number before it multiplies each cell."""
     rows = [row for row in body.split(r"\\") if row.strip()]
     cells = tuple(tuple(value(cell) for cell in row.split("&")) for row in rows)
     if not cells or len({len(row) for row in cells}) > 1:
         raise Unreadable("a matrix with rows of different lengths")
+    if coefficient := coefficient.strip(" *"):
+        factor = ("neg", ("num", Fraction(1))) if coefficient == "-" else scalar(coefficient).node
+        cells = tuple(tuple(_times(factor, cell) for cell in row) for row in cells)
     return Matrix(cells)
+
+
+def _times(factor: Node, cell: Value) -> Scalar:
+    if not isinstance(cell, Scalar):
+        raise Unreadable("a number times a cell that is none")
+    return Scalar(("mul", factor, cell.node), cell.unit)

@@ -6,14 +6,15 @@ conventions.py decides.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 
 from grpo_math.verifiers._math.conventions import DEFAULT, Conventions
 from grpo_math.verifiers._math.evaluate import equal, proportional
 from grpo_math.verifiers._math.exact import Undecided
-from grpo_math.verifiers._math.tree import Node
-from grpo_math.verifiers._math.units import in_base_units
+from grpo_math.verifiers._math.tree import Node, rename, symbols
+from grpo_math.verifiers._math.units import as_letters, in_base_units
 from grpo_math.verifiers._math.values import (
     KINDS,
     Based,
@@ -32,6 +33,7 @@ from grpo_math.verifiers._math.values import (
 
 MAX_ITEMS = 64
 _DEGREE: Node = ("degree", ("num", Fraction(1)))
+_ONE_ARGUMENT = re.compile(r"([A-Za-z]) ?\( ?([A-Za-z]) ?\)")
 _PERCENT: Node = ("num", Fraction(1, 100))
 
 
@@ -43,7 +45,11 @@ def same(gold: Value, candidate: Value, rules: Conventions = DEFAULT) -> Outcome
         case Scalar(), Scalar():
             return _scalars(gold, candidate, rules)
         case Words(), Words():
-            return Outcome(_words(gold.text, candidate.text, rules), "compared as words")
+            if not _words(gold.text, candidate.text, rules):
+                return Outcome(False, "compared as words")
+            if gold.rest is None or candidate.rest is None:
+                return Outcome(True, "compared as words")
+            return same(gold.rest, candidate.rest, rules)  # (C) 42 is not (C) 43
         case Ordered(), Ordered():
             return _ordered(gold, candidate, rules)
         case Unordered(), Unordered():
@@ -61,6 +67,10 @@ def same(gold: Value, candidate: Value, rules: Conventions = DEFAULT) -> Outcome
         case Relation(), Relation():
             if gold.value and candidate.value and _both_name_a_function(gold.name, candidate.name):
                 return same(gold.value, candidate.value, rules)
+            if gold.value and candidate.value and (renamed := _renamed(candidate, gold.name)):
+                return same(gold.value, renamed, rules)
+            if bool(_solved(gold)) != bool(_solved(candidate)):
+                return Outcome(False, "an equation that is not solved")
             if gold.operator != candidate.operator:
                 return Outcome(False, "relations of different kinds")
             return proportional(gold.node, candidate.node, positive=gold.operator in "<≤")
@@ -89,9 +99,9 @@ def _of_two_kinds(gold: Value, candidate: Value, rules: Conventions) -> Outcome:
         case Words(text=letter, rest=rest), _ if rest is not None:
             return _choice(letter, candidate) or same(rest, candidate, rules)
         case Words(), Scalar():
-            return Outcome(_letters(candidate.node) == gold.text, "a word against letters")
+            return Outcome(_same_letters(gold.text, candidate.node, rules), "a word against letters")
         case Scalar(), Words():
-            return Outcome(_letters(gold.node) == candidate.text, "letters against a word")
+            return Outcome(_same_letters(candidate.text, gold.node, rules), "letters against a word")
         case (Matrix(), Ordered()) | (Ordered(), Matrix()):
             return _vector(gold, candidate, rules)
         case Unordered(items=(item,)), _:
@@ -118,21 +128,33 @@ def _scalars(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcome:
     a, b = gold.unit, candidate.unit
     if a == b or rules.units == "ignored":
         return outcome
+    if outcome and {a, b} == {"°", ""} and "pi" in str((candidate if a else gold).node):
+        return Outcome(False, "radians against degrees")
     if "%" in (a, b):
         return (
             outcome
             if {a, b} == {"%", ""} and outcome and rules.percent != "fraction"
             else _percent(gold, candidate, rules)
         )
+    if {a, b} == {"°", "rad"}:
+        return _in_radians(gold, candidate, rules)
     if a and b:
         return _converted(gold, candidate, rules)
-    if {a, b} == {"°", ""} and not outcome:  # 90° is pi/2
-        x, y = (("mul", v.node, _DEGREE) if v.unit else v.node for v in (gold, candidate))
-        radians = equal(x, y, rules.tolerance)
-        return Outcome(radians.same, f"in radians: {radians.how}")
+    if {a, b} == {"°", ""} and not outcome:
+        return _in_radians(gold, candidate, rules)
+    if not outcome and (letters := as_letters(a or b)):  # 6 m, where m is a number
+        x, y = (("mul", v.node, letters) if v.unit else v.node for v in (gold, candidate))
+        return equal(x, y, rules.tolerance)
     if rules.units == "required":
         return Outcome(False, f"the unit {a or b!r} on one side only")
     return outcome
+
+
+def _in_radians(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcome:
+    """90° is pi/2."""
+    x, y = (("mul", v.node, _DEGREE) if v.unit == "°" else v.node for v in (gold, candidate))
+    outcome = equal(x, y, rules.tolerance)
+    return Outcome(outcome.same, f"in radians: {outcome.how}")
 
 
 def _percent(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcome:
@@ -157,7 +179,13 @@ def _words(gold: str, candidate: str, rules: Conventions) -> bool:
     """Case says nothing in a word, but everything in a letter."""
     if len(gold) == 1 or rules.case == "kept":
         return gold == candidate
-    return gold.casefold() == candidate.casefold()
+    return _plain(gold) == _plain(candidate)
+
+
+def _plain(words: str) -> str:
+    """no solutions is no solution"""
+    words = words.casefold().replace(".", "")
+    return words[:-1] if len(words) > 4 and words.endswith("s") else words
 
 
 def _ordered(gold: Ordered, candidate: Ordered, rules: Conventions) -> Outcome:
@@ -168,9 +196,29 @@ def _ordered(gold: Ordered, candidate: Ordered, rules: Conventions) -> Outcome:
     return _in_order(gold.items, candidate.items, rules)
 
 
+def _renamed(relation: Relation, name: str) -> Scalar | None:
+    """What f(x) is where f(t) is given."""
+    ours, theirs = (_ONE_ARGUMENT.fullmatch(text) for text in (name, relation.name))
+    value = relation.value
+    if not ours or not theirs or ours[1] != theirs[1] or not isinstance(value, Scalar) or ours[2] == theirs[2]:
+        return None
+    return None if ours[2] in symbols(value.node) else Scalar(rename(value.node, theirs[2], ours[2]), value.unit)
+
+
+def _solved(relation: Relation) -> Value | None:
+    """The 4 of x = 4; None for y = 2x."""
+    value = relation.value
+    return value if isinstance(value, Scalar) and not symbols(value.node) else None
+
+
 def _both_name_a_function(a: str, b: str) -> bool:
     """f(x) = 2x and y = 2x."""
     return {a == "y", b == "y"} == {True, False} and "(" in a + b
+
+
+def _same_letters(word: str, node: Node, rules: Conventions) -> bool:
+    letters = _letters(node)
+    return letters == word or (letters.casefold() == word.casefold() and len(word) != 2 and rules.case == "ignored")
 
 
 def _letters(node: Node) -> str:
@@ -239,16 +287,18 @@ def _in_any_order(gold: Sequence[Value], candidate: Sequence[Value], rules: Conv
 
 
 def _as_sets(gold: Sequence[Value], candidate: Sequence[Value], rules: Conventions) -> Outcome:
-    """Each has an equal on the other side."""
+    """Like lists, once repetitions are gone."""
     if len(gold) > MAX_ITEMS or len(candidate) > MAX_ITEMS:
         raise Undecided(f"a set of more than {MAX_ITEMS} items")
-    for item in gold:
-        if _first(candidate, lambda other, item=item: same(item, other, rules).same) is None:  # type: ignore[misc]
-            return Outcome(False, "an item is not in the other set")
-    for item in candidate:
-        if _first(gold, lambda other, item=item: same(other, item, rules).same) is None:  # type: ignore[misc]
-            return Outcome(False, "an item is not in the other set")
-    return Outcome(True, "each item has its equal")
+    return _in_any_order(_distinct(gold, rules), _distinct(candidate, rules), rules)
+
+
+def _distinct(values: Sequence[Value], rules: Conventions) -> list[Value]:
+    kept: list[Value] = []
+    for value in values:
+        if value not in kept and _first(kept, lambda other, value=value: same(value, other, rules).same) is None:  # type: ignore[misc]
+            kept.append(value)
+    return kept
 
 
 def _first(values: Sequence[Value], condition: Callable[[Value], bool]) -> int | None:

@@ -8,20 +8,27 @@ The points depend on the pair (a seeded generator), so a verdict is repeatable a
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from grpo_math.verifiers._math import numeric
 from grpo_math.verifiers._math.exact import NotExact, Undecided, Undefined, exact
-from grpo_math.verifiers._math.tree import Node, operations, spelling, symbols
+from grpo_math.verifiers._math.tree import Node, literals, operations, spelling, symbols
 from grpo_math.verifiers._math.values import Outcome
 
-POINTS, TRIES = 6, 40
+MAX_KEPT_BITS = 2_000
+POINTS = 4  # all positive; as many again have every sign, or lie far out
 WHOLE = frozenset({"fact", "binom", "floor", "ceil", "sum", "prod"})  # formulas about integers are compared at integers
 
+_ANY_SIGN = frozenset("abcdefghijklmnopqrstuvwxyz")
+_INTEGERS = frozenset("ijklmnpqrNMK")
+
 Value = Any  # Fraction, or mpmath's mpf or mpc
+Pair = tuple[Value | None, Value | None]
 
 
 def equal(a: Node, b: Node, tolerance: float = 0.0) -> Outcome:
@@ -38,8 +45,8 @@ def equal(a: Node, b: Node, tolerance: float = 0.0) -> Outcome:
     for left, right in samples(a, b):
         pairs.append((left, right))
         if not same(left, right):
-            near = tolerance > 0 and not symbols(a) | symbols(b) and _near(left, right, tolerance)
-            return Outcome(near, _how(pairs))
+            near = tolerance > 0 and not symbols(a) | symbols(b) and left and right and _near(left, right, tolerance)
+            return Outcome(bool(near), _how(pairs))
     return Outcome(True, _how(pairs))
 
 
@@ -59,7 +66,10 @@ def _how(pairs: Sequence[tuple[Value, Value]]) -> str:
 
 def proportional(a: Node, b: Node, positive: bool) -> Outcome:
     """Whether a = c b with one constant c other than 0 (above 0 where `positive`). Raises Undecided."""
-    pairs = list(samples(a, b))
+    found = list(samples(a, b))
+    pairs = [(left, right) for left, right in found if left is not None and right is not None]
+    if len(pairs) < len(found):
+        return Outcome(False, "one has no value where the other has")
     left, right = pairs[0]
     if same(left, Fraction(0)) or same(right, Fraction(0)):
         return Outcome(False, "0 = 0 says nothing")
@@ -69,13 +79,15 @@ def proportional(a: Node, b: Node, positive: bool) -> Outcome:
 
 
 def constant(node: Node) -> Fraction | None:
-    """The rational value of a formula without variables, or None. Raises Undecided."""
+    """The rational value of a formula without variables, or None; large ones are left as they are written, for what is
+    read is kept. Raises Undecided."""
     if symbols(node):
         return None
     try:
-        return exact(node, {})
+        number = exact(node, {})
     except (NotExact, Undefined):
         return None
+    return number if number.numerator.bit_length() + number.denominator.bit_length() <= MAX_KEPT_BITS else None
 
 
 def line(node: Node) -> tuple[Fraction, Fraction] | None:
@@ -94,46 +106,138 @@ def line(node: Node) -> tuple[Fraction, Fraction] | None:
     return slope, -at_0 / slope
 
 
-def samples(a: Node, b: Node) -> Iterator[tuple[Value, Value]]:
-    """Values of both formulas at the same points. Raises Undecided where too few points give both a value."""
-    names = sorted(symbols(a) | symbols(b))
+def less(a: Node, b: Node) -> bool:
+    """Whether both are real numbers, and a is the smaller one."""
+    try:
+        left, right = _values(a, b, {}) if not symbols(a) | symbols(b) else (None, None)
+    except (Undefined, Undecided):
+        return False
+    if left is None or right is None:
+        return False
+    if isinstance(left, Fraction) and isinstance(right, Fraction):
+        return left < right
+    return numeric.less(left, right)
+
+
+def samples(a: Node, b: Node) -> Iterator[Pair]:
+    """Values of both formulas at the same points, None where only one of them has no value.
+
+    Raises Undecided where too few points give both a value.
+    """
     kinds = operations(a) | operations(b)
     if "inf" in kinds:
         raise Undecided("infinity in a formula")
-    whole = not WHOLE.isdisjoint(kinds)
-    wanted = 1 if not names else 3 * POINTS if whole else POINTS
-    rng = random.Random(f"{spelling(a)} {spelling(b)}" if names else 0)
-    found = 0
-    for attempt in range(TRIES if names else 1):
-        point = {name: _coordinate(rng, attempt, whole) for name in names}
+    names = sorted(symbols(a) | symbols(b))
+    if not names:
         try:
-            pair = _values(a, b, point)
+            yield _values(a, b, {})
+        except Undefined as e:
+            raise Undecided(str(e)) from e
+        return
+    whole = _whole(a, b)
+    rng = random.Random(zlib.crc32(f"{spelling(a)} {spelling(b)}".encode("utf-8", "surrogatepass")))
+    found = 0
+    for point in _points(rng, names, whole, [*literals(a), *literals(b)]):
+        try:
+            left, right = _values(a, b, point)
         except (Undefined, Undecided):
             continue
-        found += 1
-        yield pair
-        if found == wanted:
-            return
-    raise Undecided("no value, or values over the bounds, at too many points")
+        if left is None or right is None:
+            if whole:
+                continue  # a pole at an integer, which one of the spellings has cancelled
+        else:
+            found += 1
+        yield left, right
+    if found < POINTS // 2:
+        raise Undecided("no value, or values over the bounds, at too many points")
 
 
-def _values(a: Node, b: Node, point: Mapping[str, Fraction]) -> tuple[Value, Value]:
+def _points(
+    rng: random.Random, names: Sequence[str], whole: set[str], constants: Sequence[Fraction]
+) -> Iterator[dict[str, Fraction]]:
+    """Positive ones, every pattern of signs that tells two letters apart, and some far out and beyond the constants.
+
+    Letters that are whole get integers, small at first. Small Latin letters get any sign, all others (indexed, Greek,
+    capital) are taken for positive quantities.
+    """
+    signs = [[1] * len(names)] * POINTS
+    signs += [
+        [-1] * len(names),
+        *([1 - 2 * (at >> bit & 1) for at in range(len(names))] for bit in range(_bits(names))),
+    ]
+    signs += [[-1 if rng.random() < 0.5 else 1 for _ in names] for _ in range(POINTS // 2)]
+    signs += [[-1 if rng.random() < 0.5 else 1 for _ in names] for _ in range(2)]
+    near = len(signs) - 2
+    scales = [Fraction(1)] * near + [Fraction(30), Fraction(400)]
+    for constant in sorted({abs(c) for c in constants if 2 < abs(c) <= 10**6}, reverse=True)[:3]:
+        scales += [constant, constant]
+        signs += [[1] * len(names), [-1] * len(names)]
+    for attempt, (pattern, scale) in enumerate(zip(signs, scales, strict=True)):
+        point = {}
+        for name, sign in zip(names, pattern, strict=True):
+            if name in whole:
+                point[name] = Fraction(rng.randint(1, 4 + 2 * attempt))
+            else:
+                low = 10**6 if attempt > near + 1 else 10**5  # beyond a constant, whatever it is
+                size = scale * Fraction(
+                    rng.randint(low, 2 * 10**6), 10**6 if attempt > near + 1 else rng.randint(10**5, 10**6)
+                )
+                point[name] = sign * size if name in _ANY_SIGN else size
+        yield point
+
+
+def _bits(names: Sequence[str]) -> int:
+    return max(1, (len(names) - 1).bit_length())
+
+
+def _whole(a: Node, b: Node) -> set[str]:
+    """Letters that stand for integers: inside factorials, floors and the like of both formulas, or of one of them where
+    the letter is one that is used for integers."""
+    inside_a, inside_b = _inside(a), _inside(b)
+    return (inside_a & inside_b) | {name for name in inside_a | inside_b if name[0] in _INTEGERS}
+
+
+def _inside(node: Node, within: bool = False) -> set[str]:
+    if node[0] == "sym":
+        return {node[1]} if within else set()
+    within = within or node[0] in WHOLE
+    found = {name for part in node[1:] if isinstance(part, tuple) for name in _inside(part, within)}
+    return found - {node[1]} if node[0] in ("sum", "prod") else found
+
+
+def _values(a: Node, b: Node, point: Mapping[str, Fraction]) -> Pair:
+    """Raises Undefined where neither has a value, Undecided."""
+    evaluate = _value if point else _constant
     try:
-        return exact(a, point), exact(b, point)
+        left, right = evaluate(exact, a, point), evaluate(exact, b, point)
     except NotExact:
-        return numeric.value(a, point), numeric.value(b, point)
+        left, right = evaluate(numeric.value, a, point), evaluate(numeric.value, b, point)
+    if left is None and right is None:
+        raise Undefined("no value")
+    return left, right
 
 
-def _coordinate(rng: random.Random, attempt: int, whole: bool) -> Fraction:
-    """Integers, small at first, where the formula asks for them; else rationals in (0.1, 10), at first positive."""
-    if whole:
-        return Fraction(rng.randint(1, 4 + 2 * attempt))
-    size = Fraction(rng.randint(10**5, 10**6), rng.randint(10**5, 10**6))
-    return size if attempt < POINTS // 2 or rng.random() < 0.3 else -size
+def _constant(evaluate: Callable[..., Value], node: Node, _: Mapping[str, Fraction]) -> Value | None:
+    return _cached_constant(evaluate, node)
 
 
-def same(a: Value, b: Value) -> bool:
+@functools.lru_cache(maxsize=1024)
+def _cached_constant(evaluate: Callable[..., Value], node: Node) -> Value | None:
+    """A list is compared item by item, so each item comes often."""
+    return _value(evaluate, node, {})
+
+
+def _value(evaluate: Callable[..., Value], node: Node, point: Mapping[str, Fraction]) -> Value | None:
+    try:
+        return evaluate(node, point)
+    except Undefined:
+        return None
+
+
+def same(a: Value | None, b: Value | None) -> bool:
     """Exactly equal, or to the digits that numeric.py answers for."""
+    if a is None or b is None:
+        return False
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
     return numeric.same(a, b)

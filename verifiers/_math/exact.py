@@ -18,6 +18,25 @@ class Undecided(Exception):
     """Over a bound, or without a value at too many points: neither equal nor different."""
 
 
+class Budget:
+    """Work done since the last reset, in units of about a microsecond: what no bound on sizes alone can hold."""
+
+    def __init__(self, limit: int):
+        self.limit, self.spent = limit, 0
+
+    def reset(self) -> None:
+        self.spent = 0
+
+    def spend(self, units: int) -> None:
+        """Raises Undecided."""
+        self.spent += units
+        if self.spent > self.limit:
+            raise Undecided("too much work")
+
+
+BUDGET = Budget(400_000)
+
+
 class NotExact(Exception):
     """The value is not rational, or not by the means of this file."""
 
@@ -28,6 +47,7 @@ class Undefined(Exception):
 
 def exact(node: Node, point: Mapping[str, Fraction]) -> Fraction:
     """The value as a Fraction. Raises NotExact, Undefined, Undecided."""
+    BUDGET.spend(2)
     kind = node[0]
     if kind == "num":
         literal: Fraction = node[1]
@@ -55,8 +75,11 @@ def indices(low: Fraction, high: Fraction, term: Node) -> list[Fraction]:
 
 
 def _bounded(value: Fraction) -> Fraction:
-    if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
+    bits = value.numerator.bit_length() + value.denominator.bit_length()
+    if bits > MAX_BITS:
         raise Undecided("a number of too many digits")
+    if bits > 1000:
+        BUDGET.spend(bits >> 7)
     return value
 
 
@@ -104,6 +127,7 @@ def _factorial(value: Fraction) -> Fraction:
         return _not_exact()
     if value > MAX_FACTORIAL:
         raise Undecided(f"the factorial of more than {MAX_FACTORIAL}")
+    BUDGET.spend(int(value))
     return Fraction(math.factorial(int(value)))
 
 
@@ -112,6 +136,7 @@ def _binomial(n: Fraction, k: Fraction) -> Fraction:
         return _not_exact()
     if n > MAX_FACTORIAL:
         raise Undecided(f"a binomial of more than {MAX_FACTORIAL}")
+    BUDGET.spend(int(n))
     return Fraction(math.comb(int(n), int(k)))
 
 

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 
 from grpo_math.verifiers._math.conventions import ANNOUNCED
 from grpo_math.verifiers._math.literals import plain_number
+from grpo_math.verifiers._math.words import denies
 
 Found = tuple[str | None, str]  # (answer, where it was) or (None, why there is none)
 
 # An escaped character is taken as a whole so that \{ and \} never count as braces.
 _TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*\{|\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(r"\\boxed\s+([^\s${}]+)")  # \\boxed 5
 _END_OF_TEXT = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>")
 # What may stand between two boxes that are one answer: "$\boxed{1}$ and $\boxed{2}$".
 _JOINT = re.compile(
@@ -24,17 +26,30 @@ _JOINT = re.compile(
 )
 _MAX_JOINT = 40
 _SAYS = re.compile(
-    r"\banswer(?: is|[*_ ]{0,4}:| would be| must be| should be|(?=[*_ ]{0,4}(?:\$|\\[\[(])))", re.IGNORECASE
+    r"\b(?:answer|correct option|correct choice)"
+    r"(?: is| would be| must be| should be|[*_ ]{0,4}:|(?=[*_ ]{0,4}(?:\$|\\[\[(]))|[*_ ]{0,4}\s*\n)",
+    re.IGNORECASE,
 )
 _FORMULA = re.compile(r"[\s:*]{0,8}\$")
 _HEDGED = re.compile(  # "this is not the final answer: 5", in the same sentence
     r"(?:\b(?:not|never|wrong|false|fake|incorrect|example|sample|previous|old|rejected|ignore|possibly|possible|candidate"
-    r"|maybe|perhaps|might|could|if|suppose|assume|guess|earlier|non)\b|n't\b)[^.!?\n]*$",
+    r"|maybe|perhaps|might|could|if|suppose|assume|guess|earlier|non)\b|n't\b)[^.!?;\n]*$",
     re.IGNORECASE,
 )
-_DENIED = re.compile(r"(?:\bnot|n't|\bnever|≠|\\neq?|!=)\s*(?:equal to|\$|\\[\[(]|\s)*$", re.IGNORECASE)
+_DENIED = re.compile(  # "the answer cannot be \\boxed{5}", in the same clause
+    r"(?:\b(?:not|never|cannot|impossible|doubt|neither|nor|except)\b|n't\b|≠|\\neq?(?![A-Za-z])|!=)[^.!?,;:\n]{0,24}$",
+    re.IGNORECASE,
+)
+_TAKEN_BACK = re.compile(  # "\\boxed{5} is wrong", "\\boxed{5}? No, it is 6", "\\boxed{5}. Wait, that is not right"
+    r"[\s$.,?!)\]\\]{0,12}(?:(?:(?:wait|oops|hmm|but)\b,? )?(?:that |it )?(?:is|was|isn't|wasn't|seems) (?:\w+ )?"
+    r"(?:wrong|incorrect|false|not|never|impossible)\b|isn't\b|no\b[,.]? (?:it|that|the|wait)|(?:oops|sorry)\b)",
+    re.IGNORECASE,
+)
 _FILLER = re.compile(r"(?:\s|\*\*|__|:|,|=|\b(?:therefore|thus|then|simply|just|equal to|given by)\b)*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\n|[.!?](?:\s|$|\*\*)|\*\*|(?<!\\),? (?:because|since|so|which|as)\b")
+_SENTENCE_END = re.compile(r"\n|[.!](?:\s|$|\*\*)|\*\*|(?<!\\),? (?:because|since|so|as)\b")
+_STATEMENT = re.compile(r"(?:the|its|their|our|a|an|total|number)\b[^=]* (?:is|are|equals) ", re.IGNORECASE)
+_TEXT_MACRO = re.compile(r"\\text ?\{([^{}]*)\}")
+_GOES_ON = re.compile(r"\s*(?:[,;/(?%]|and\b|or\b|\\text|\. ?sorry)\s*\S", re.IGNORECASE)
 _DISPLAY = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
 _NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)")
 _MAX_SAID, MAX_ANNOUNCEMENTS = 2000, 32
@@ -82,8 +97,10 @@ def boxed(text: str) -> Found:
     if unclosed:
         return None, "the last box is not closed"
     if not boxes:
-        return None, "no \\boxed{}"
-    if _DENIED.search(text[max(0, boxes[-1][0] - 20) : boxes[-1][0]]):
+        bare_boxes = _BARE_BOX.findall(text)
+        return (bare_boxes[-1], "the last box") if bare_boxes else (None, "no \\boxed{}")
+    start, end = boxes[-1][0], boxes[-1][2]
+    if _DENIED.search(text[max(0, start - 50) : start]) or _TAKEN_BACK.match(text, end):
         return None, "the last box is what the answer is not"
     if later := _plain_announcement(text, boxes[-1][2]):
         return later, "an answer announced behind the last box"
@@ -165,19 +182,25 @@ def _announced(text: str, announcement: re.Match[str]) -> Found:
     for opening, closing in _DISPLAY.items():
         if rest.startswith(opening):
             end = rest.find(closing, len(opening))
+            while end > 0 and rest[end - 1] == "\\" and closing[0] == "$":
+                end = rest.find(closing, end + 1)
+            if end >= 0 and _TAKEN_BACK.match(rest, end + len(closing)):
+                return None, 'what stands behind "answer is" is taken back'
             if end >= 0 and not _more(rest[end + len(closing) :]):
                 return rest[len(opening) : end].strip() or None, 'behind "answer is"'
             break
     end_of_sentence = _SENTENCE_END.search(rest)
+    if end_of_sentence and _TAKEN_BACK.match(rest, end_of_sentence.start()):
+        return None, 'what stands behind "answer is" is taken back'
     answer = (rest[: end_of_sentence.start()] if end_of_sentence else rest).strip(" *_")
-    if (sentence := answer.rfind(" is ")) >= 0 and "\\text" not in answer:  # "Answer: the largest n is 34"
-        answer = answer[sentence + 4 :].strip()
+    if (statement := _STATEMENT.match(answer)) and not denies(answer[: statement.end()]):
+        answer = answer[statement.end() :].strip()  # "Answer: the largest n is 34"
     return (answer, 'behind "answer is"') if answer else (None, 'nothing behind "answer is"')
 
 
 def _more(after: str) -> bool:
     """Whether the sentence goes on behind a formula with something that belongs to the answer."""
-    return re.match(r"\s*(?:,|;|and\b|or\b|\\text)\s*\S", after.partition("\n")[0]) is not None
+    return _GOES_ON.match(after.partition("\n")[0]) is not None
 
 
 def bare(text: str) -> Found:
@@ -195,11 +218,15 @@ def last_number(text: str) -> Found:
 
 
 def whole(text: str) -> Found:
-    """The text is the answer; of a worked solution, what it boxes or has behind ####."""
+    """The text is the answer; of a worked solution, what it boxes, has behind ####, or calls the answer."""
     if has_box(text):
         return boxed(text)
     if "####" in text:
         return hashed(text)
+    if announcements := _announcements(_TEXT_MACRO.sub(r"\1", text)) if "nswer" in text else []:
+        return _announced(_TEXT_MACRO.sub(r"\1", text), announcements[0])
+    if (statement := _STATEMENT.match(text)) and not denies(text):
+        text = text[statement.end() :]
     return (text.strip(), "the whole text") if text.strip() else (None, "the answer is empty")
 
 

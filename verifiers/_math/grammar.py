@@ -14,6 +14,7 @@ from fractions import Fraction
 from grpo_math.verifiers._math.literals import Unreadable, Unsupported, read_number
 from grpo_math.verifiers._math.names import (
     ACCENTS,
+    DENIALS,
     FUNCTIONS,
     GREEK,
     GREEK_WORDS,
@@ -25,14 +26,19 @@ from grpo_math.verifiers._math.tree import Node, spelling
 
 MAX_CHARS, MAX_DEPTH, MAX_ATOMS = 1500, 40, 400
 
+DIGITS = frozenset("0123456789")
+_NUMERIC = DIGITS | {"."}
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _WORD = re.compile(r"[A-Za-z]+")
 _TEXT = re.compile(r"\s*\{\s*([A-Za-z]+)\s*\}")
-_SUBSCRIPT = re.compile(r"_ ?(?:\{([^{}]*)\}|([A-Za-z0-9]))")
+_SUBSCRIPT = re.compile(r"_ ?(?:\{((?:[^{}]|\{[^{}]*\})*)\}|([A-Za-z0-9]|\\[A-Za-z]+))")
+_MARKUP = re.compile(r"\\text|[ {}]")
 _VALUE = re.compile(r"\( ?(\d+) ?\)")
 _CIRC = re.compile(r" ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))")
 _ABOVE = re.compile(r" ?\^")
 _INDEX = re.compile(r" ?_ ?\{ ?([A-Za-z]) ?= ?")
+_INFIX = re.compile(r" ?\\(over|choose)(?![A-Za-z])")
+_OF = re.compile(r" ?\\of(?![A-Za-z])")
 _POWER = re.compile(r"\d+ ?\^")
 _MINUS = re.compile(r" ?-")
 _PRIMES = re.compile(r" ?(?:'|\^ ?\{ ?'+ ?\})+")
@@ -40,6 +46,7 @@ _PRIMES = re.compile(r" ?(?:'|\^ ?\{ ?'+ ?\})+")
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 _FUNCTION_WORD = re.compile(r"\\?([A-Za-z]+)")
 _MINUS_ONE: Node = ("neg", ("num", Fraction(1)))
+_CLOSING = (r"\rfloor", r"\rceil", r"\over", r"\choose", r"\of")
 _STARTS_ATOM = re.compile(r"[\dA-Za-z.(\[{\\]")
 
 
@@ -48,7 +55,7 @@ def parse(text: str) -> Node:
     if len(text) > MAX_CHARS:
         raise Unreadable(f"longer than {MAX_CHARS} characters")
     parser = _Parser(text)
-    node = parser.sum()
+    node = parser.expression()
     if parser.peek():
         raise Unreadable(f"cannot read from {text[parser.at : parser.at + 20]!r} on")
     return node
@@ -60,7 +67,7 @@ class _Parser:
     def __init__(self, text: str):
         self.text = text
         self.at = self.depth = self.atoms = self.bars = 0
-        self.in_series = False
+        self.index = ""  # of the sum or product whose term is read
 
     def peek(self) -> str:
         while self.at < len(self.text) and self.text[self.at] == " ":
@@ -77,6 +84,14 @@ class _Parser:
         if found:
             self.at = found.end()
         return found
+
+    def expression(self) -> Node:
+        """A sum, or plain TeX's {a \\over b} and {n \\choose k}."""
+        node = self.sum()
+        infix = self.match(_INFIX)
+        if infix is None:
+            return node
+        return ("div" if infix[1] == "over" else "binom", node, self.sum())
 
     def sum(self) -> Node:
         terms = [self.product()]
@@ -100,12 +115,12 @@ class _Parser:
     def starts_factor(self, character: str, after_power: bool = False) -> bool:
         if character == "|":
             return not self.bars
-        if not _STARTS_ATOM.match(character) or self.text.startswith((r"\rfloor", r"\rceil"), self.at):
+        if not _STARTS_ATOM.match(character) or self.text.startswith(_CLOSING, self.at):
             return False
         before = self.text[: self.at]
         if after_power and before.endswith(" ") and _POWER.match(self.text, self.at):
             return True  # 2^6 3^5, a prime factorisation
-        if character.isdigit() and (before[-1] == "}" or before.rstrip()[-1] in "0123456789."):
+        if character in DIGITS and (before[-1] == "}" or before.rstrip()[-1] in _NUMERIC):
             raise Unreadable(f"two numbers side by side before {self.text[self.at : self.at + 20]!r}")
         return True
 
@@ -139,7 +154,7 @@ class _Parser:
     def group(self, opening: str, closing: str) -> Node:
         bars, self.bars = self.bars, 0
         self.take(opening)
-        node = self.sum()
+        node = self.expression()
         self.take(closing)
         self.bars = bars
         return node
@@ -149,7 +164,7 @@ class _Parser:
         character = self.peek()
         if character == "{":
             return self.group("{", "}")
-        if character.isdigit():
+        if character in DIGITS:
             self.at += 1
             return ("num", Fraction(int(character)))
         return self.atom(single=True)
@@ -165,7 +180,7 @@ class _Parser:
 
     def any_atom(self, single: bool) -> Node:
         character = self.peek()
-        if character and character in "0123456789.":
+        if character and character in _NUMERIC:
             return self.number(mixed=not single)
         if character and character in _PAIRS:
             return self.group(character, _PAIRS[character])
@@ -202,6 +217,8 @@ class _Parser:
         if not single and name == "pi":
             self.at = match.end()
             return ("const", "pi")
+        if name.lower() in DENIALS:
+            raise Unreadable(f"{name!r} in a formula")
         if not single and name in GREEK_WORDS:
             self.at = match.end()
             return self.symbol(name)
@@ -212,10 +229,10 @@ class _Parser:
         subscript = self.match(_SUBSCRIPT)
         if subscript:
             inside = subscript[1] if subscript[1] is not None else subscript[2]
-            name += "_" + inside.replace(r"\text", "").replace(" ", "")
+            name += "_" + _MARKUP.sub("", inside)
         if primes := self.match(_PRIMES):
             name += "'" * primes.group().count("'")
-        if name in ("e", "i"):
+        if name in ("e", "i") and name != self.index:
             return ("const", name)
         if value := self.match(_VALUE):  # I(0) is no product, or it would be 0
             name += f"({value[1]})"
@@ -227,12 +244,21 @@ class _Parser:
             raise Unreadable(f"cannot read from {self.text[self.at : self.at + 20]!r} on")
         name = match[1]
         if name == "text" and (word := self.match(_TEXT)):
-            return self.function(word[1]) if word[1] in FUNCTIONS else self.symbol(word[1])
+            if word[1] in FUNCTIONS:
+                return self.function(word[1])
+            if len(word[1]) > 1:
+                raise Unreadable(f"the word {word[1]!r} in a formula")
+            return self.symbol(word[1])
         if name in ("frac", "binom"):
             top = self.argument()
             return ("div" if name == "frac" else "binom", top, self.argument())
         if name == "sqrt":
             degree = self.group("[", "]") if self.peek() == "[" else ("num", Fraction(2))
+            return ("root", self.argument_or_number(), degree)
+        if name == "root":
+            degree = self.argument_or_number()
+            if not self.match(_OF):
+                raise Unreadable(r"\root without \of")
             return ("root", self.argument_or_number(), degree)
         if name in ("lfloor", "lceil"):
             node = self.sum()
@@ -258,7 +284,7 @@ class _Parser:
         """\\sum_{k=1}^{n} with the product behind it."""
         above = self.exponent() if self.match(_ABOVE) else None
         index = self.match(_INDEX)
-        if index is None or self.in_series:
+        if index is None or self.index:
             raise Unsupported(rf"cannot read this \{name}")
         low = self.sum()
         self.take("}")
@@ -267,13 +293,13 @@ class _Parser:
         high = above or self.exponent()
         if ("inf",) in (low, high):
             raise Unsupported(rf"cannot read an infinite \{name}")
-        self.in_series = True
+        self.index = index[1]
         term = self.product()
-        self.in_series = False
+        self.index = ""
         return (name, index[1], low, high, term)
 
     def argument_or_number(self) -> Node:
-        return self.number(mixed=False) if self.peek() in tuple("0123456789.") else self.argument()
+        return self.number(mixed=False) if self.peek() in _NUMERIC else self.argument()
 
     def function(self, name: str) -> Node:
         name = SAME_FUNCTION.get(name, name)

@@ -8,8 +8,8 @@ from fractions import Fraction
 MAX_DIGITS, MAX_EXPONENT = 400, 400
 
 _NUMBER = re.compile(r"(\d+)?(?:\.(\d*))?(?:[eE]([+-]?\d{1,6})(?![\d.]))?")
-_PLAIN = re.compile(r"\s*(?:\\?\$\s*)?([+-]?)\s*(?:\\?\$\s*)?(\d{1,3}(?:,\d{3})+|\d{1,300})?(\.\d{0,300})?\s*\$?\s*")
-_REPEATING = re.compile(r" ?\\overline ?\{ ?(\d+) ?\}")
+_PLAIN = re.compile(r"([+-]?) ?([0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,300})?(\.[0-9]{0,300})?")
+_REPEATING = re.compile(r" ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}")
 _PLAIN_MIXED = re.compile(r" +(\d+) ?/ ?(\d+)(?![\d./^])")
 _BRACED_MIXED = re.compile(r" ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))")
 
@@ -23,8 +23,8 @@ class Unsupported(Unreadable):
 
 
 def plain_number(text: str) -> Fraction | None:
-    """18, -5, 1,234, 3.50, $18.90 or None."""
-    match = _PLAIN.fullmatch(text) if len(text) <= MAX_DIGITS else None
+    """18, -5, 1,234, 3.50, $18$ or None."""
+    match = _PLAIN.fullmatch(text.strip(" \n$")) if len(text) <= MAX_DIGITS else None
     if match is None or not (match[2] or (match[3] or ".") != "."):
         return None
     whole, decimals = (match[2] or "0").replace(",", ""), (match[3] or "")[1:]
@@ -38,13 +38,14 @@ def read_number(text: str, at: int, mixed: bool) -> tuple[Fraction, int]:
     mixed: whether a proper fraction right behind an integer belongs to it, which it does not in an exponent.
     """
     match = _NUMBER.match(text, at)
-    if match is None or not (match[1] or match[2]):
+    repeating = _REPEATING.match(text, match.end()) if match is not None and match[2] is not None else None
+    if match is None or not (match[1] or match[2] or repeating):
         raise Unreadable("a lone point")
     whole, decimals, exponent = match[1] or "", match[2] or "", int(match[3] or 0)
     if abs(exponent) > MAX_EXPONENT:
         raise Unreadable(f"an exponent of ten above {MAX_EXPONENT}")
     value = _integer(whole + decimals) * Fraction(10) ** (exponent - len(decimals))
-    if match[2] is not None and (repeating := _REPEATING.match(text, match.end())):
+    if repeating:
         nines = 10 ** len(repeating[1]) - 1
         return value + Fraction(_integer(repeating[1]), 10 ** len(decimals) * nines), repeating.end()
     if mixed and match[2] is None and match[3] is None:
@@ -56,7 +57,7 @@ def read_number(text: str, at: int, mixed: bool) -> tuple[Fraction, int]:
 def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise Unreadable(f"a number of more than {MAX_DIGITS} digits")
-    return int(digits)
+    return int(digits or "0")
 
 
 def _mixed_part(text: str, at: int) -> tuple[Fraction, int]:

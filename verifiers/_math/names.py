@@ -1,4 +1,5 @@
-"""The words that grammar.py knows: functions, letters with names, accents, and notations it refuses to judge."""
+"""The words that grammar.py knows: functions, letters with names, accents, notations it refuses to judge;
+and the words that units.py and words.py know."""
 
 from __future__ import annotations
 
@@ -30,4 +31,38 @@ UNSUPPORTED = {
     "mapsto", "bigcup", "bigcap", "stackrel", "overset", "underset", "underbrace", "overbrace", "xrightarrow",
     "Re", "Im", "langle", "rangle", "Vert", "lVert", "rVert", "substack",
     "sgn", "star",
+}  # fmt: skip
+# Words that turn an answer round: none of them is a product of variables.
+DENIALS = {
+    "not",
+    "non",
+    "but",
+    "nope",
+    "wrong",
+    "false",
+    "never",
+    "incorrect",
+    "none",
+    "except",
+    "nor",
+    "neither",
+    "without",
+}
+# With one of these behind it a number is another answer, or no answer.
+NOT_UNITS = {
+    "and", "or", "not", "no", "nor", "none", "is", "isn", "are", "aren", "was", "wasn", "if", "than", "then",
+    "minus", "plus", "negative", "positive", "times", "but", "except", "maybe", "wrong", "right", "correct",
+    "incorrect", "false", "true", "unknown", "unless", "error", "otherwise", "instead", "neither", "either",
+    "versus", "vs", "without", "excluding", "never", "cannot", "can", "could", "may", "might", "should", "would",
+    "approximately", "about", "least", "most", "more", "less", "fewer", "to", "over", "under", "above", "below",
+    "divided", "mod", "modulo", "factorial", "squared", "cubed", "doubled", "tripled", "halved", "double", "triple",
+    "twice", "thrice", "half", "halves", "third", "thirds", "fourth", "fourths", "fifth", "fifths", "sixth",
+    "sixths", "seventh", "sevenths", "eighth", "eighths", "ninth", "ninths", "tenth", "tenths", "twentieth",
+    "twentieths", "hundredth", "hundredths", "thousandth", "thousandths", "millionth", "millionths", "score",
+    "gross", "choose", "off", "short", "too", "small", "large", "big", "point", "points", "fails", "fail", "base",
+    "reciprocal", "opposite", "inverse", "conjugate", "nand", "xor", "nope", "rejected", "reject", "th", "st", "nd",
+    "rd", "root", "roots", "bar", "prime", "percentile", "between", "from", "until", "till", "one", "two", "three",
+    "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen",
+    "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty", "fifty", "sixty", "seventy",
+    "eighty", "ninety", "zero", "infinity", "by", "with", "where", "for", "all", "answer", "e", "x", "i", "j",
 }  # fmt: skip

@@ -12,11 +12,15 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from grpo_math.verifiers._math.exact import NotExact, Undecided, Undefined, exact, indices
+from grpo_math.verifiers._math.exact import BUDGET, NotExact, Undecided, Undefined, exact, indices
 from grpo_math.verifiers._math.tree import Node, symbols
 
 DIGITS, AGREE, NOISE, RANGE = 500, 350, 400, 110
 MAX_DEGREE = 1000  # of a root
+NOISY = {"add", "log", "floor", "ceil", "sum"}
+COST = {"num": 5, "sym": 5, "root": 60, "pow": 150, "log": 300, "fact": 100, "binom": 300} | {
+    f"call:{name}": 250 for name in ("ln", "log", "exp", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh")
+}  # microseconds, about
 _BITS = 3.3219280948873626  # per decimal digit
 
 Value = Any  # mpmath's mpf or mpc
@@ -36,6 +40,7 @@ def value(node: Node, point: Mapping[str, Fraction]) -> Value:
     """The value at `point`, real or complex. Raises Undefined, Undecided."""
     mp = context()
     kind = node[0]
+    BUDGET.spend(COST.get(kind, 20))
     if kind == "num" or kind == "sym":
         return _bounded(_mpf(node[1] if kind == "num" else point[node[1]]))
     if kind == "const":
@@ -43,7 +48,9 @@ def value(node: Node, point: Mapping[str, Fraction]) -> Value:
     if kind in ("sum", "prod"):
         low, high = _bounds(node, point)
         terms = [value(node[4], {**point, node[1]: index}) for index in indices(low, high, node[4])]
-        return _bounded(mp.fsum(terms) if kind == "sum" else functools.reduce(_times, terms, mp.one))
+        return _bounded(
+            mp.fsum(terms) if kind == "sum" else functools.reduce(_times, terms, mp.one), noisy=kind == "sum"
+        )
     operation = _OPERATIONS.get(kind)
     if operation is None:
         raise Undefined(f"no value for {kind}")
@@ -51,7 +58,7 @@ def value(node: Node, point: Mapping[str, Fraction]) -> Value:
         return _bounded(_real_power(mp, value(node[1], point), odd))
     parts = [value(part, point) for part in node[1:]]
     try:
-        return _bounded(operation(mp, *parts))
+        return _bounded(operation(mp, *parts), noisy=kind in NOISY or kind.startswith("call:"))
     except (ZeroDivisionError, ValueError) as e:  # mpmath's words for a pole
         raise Undefined(f"{kind}: {e}") from e
 
@@ -67,8 +74,16 @@ def same(a: Value | Fraction, b: Value | Fraction) -> bool:
     """Whether two values agree to AGREE digits, or are both nothing but rounding noise."""
     mp = context()
     a, b = (_mpf(x) if isinstance(x, Fraction) else x for x in (a, b))
+    if _far_apart(complex(a), complex(b)):
+        return False
     size = max(abs(a), abs(b))
     return bool(size < mp.mpf(10) ** -NOISE or abs(a - b) <= size * mp.mpf(10) ** -AGREE)
+
+
+def _far_apart(a: complex, b: complex) -> bool:
+    """Sixteen digits are enough to tell most values apart. Nothing is said of those too large or small for that."""
+    size = max(abs(a), abs(b))
+    return 1e-200 < size < 1e200 and abs(a - b) > 1e-9 * size
 
 
 def near(a: Value | Fraction, b: Value | Fraction, tolerance: float) -> bool:
@@ -77,17 +92,25 @@ def near(a: Value | Fraction, b: Value | Fraction, tolerance: float) -> bool:
     return bool(abs(a - b) <= tolerance * abs(a))
 
 
+def less(a: Value | Fraction, b: Value | Fraction) -> bool:
+    """Whether both are real, and a is the smaller one."""
+    mp = context()
+    a, b = (_mpf(x) if isinstance(x, Fraction) else x for x in (a, b))
+    return not mp.im(a) and not mp.im(b) and bool(mp.re(a) < mp.re(b))
+
+
 def _mpf(number: Fraction) -> Value:
     return context().mpf(number.numerator) / number.denominator
 
 
-def _bounded(number: Value) -> Value:
+def _bounded(number: Value, noisy: bool = False) -> Value:
+    """noisy: whether the operation can leave rounding error where the true value is 0, as a difference does."""
     mp = context()
     if not mp.isfinite(number):
         raise Undefined("no finite value")
     magnitude = mp.mag(number)  # about log2 |number|; -inf for 0
-    if magnitude < -NOISE * _BITS:
-        return mp.zero  # the rounding error of something that is 0
+    if number == 0 or (noisy and magnitude < -NOISE * _BITS):
+        return mp.zero
     if abs(magnitude) > RANGE * _BITS:
         raise Undecided("a value over the bounds")
     return number
@@ -125,6 +148,9 @@ def _real_power(mp: Any, base: Value, exponent: Fraction) -> Value:
 def _root(mp: Any, radicand: Value, degree: Value) -> Value:
     if degree == 2:
         return mp.sqrt(radicand)
+    if mp.im(degree):
+        raise Undefined("a root of a complex degree")
+    degree = mp.re(degree)
     if not mp.isint(degree) or not 1 <= degree <= MAX_DEGREE:
         return _power(mp, radicand, 1 / degree)
     if degree % 2 and mp.im(radicand) == 0 and mp.re(radicand) < 0:
@@ -139,9 +165,10 @@ def _log(mp: Any, number: Value, base: Value | None = None) -> Value:
 
 
 def _factorial(mp: Any, number: Value) -> Value:
-    if not mp.isint(number) or not 0 <= number <= RANGE:
+    real = mp.re(number)
+    if mp.im(number) or not mp.isint(real) or not 0 <= real <= RANGE:
         raise Undecided("a factorial of what is no small whole number")
-    return mp.factorial(int(number))
+    return mp.factorial(int(real))
 
 
 def _binomial(mp: Any, n: Value, k: Value) -> Value:

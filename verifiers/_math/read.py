@@ -11,31 +11,57 @@ import re
 from grpo_math.verifiers._math import brackets, relations
 from grpo_math.verifiers._math.clean import clean
 from grpo_math.verifiers._math.cut import outside, split
+from grpo_math.verifiers._math.evaluate import less
 from grpo_math.verifiers._math.extract import find_boxes, has_box
 from grpo_math.verifiers._math.literals import Unreadable, Unsupported, plain_number
 from grpo_math.verifiers._math.scalars import atom
-from grpo_math.verifiers._math.values import Opaque, Scalar, Unordered, Value, Words, flat, point_of
-from grpo_math.verifiers._math.words import words
+from grpo_math.verifiers._math.values import (
+    INFINITE,
+    MINUS_INFINITE,
+    Opaque,
+    Ordered,
+    Scalar,
+    Unordered,
+    Value,
+    Words,
+    flat,
+    point_of,
+)
+from grpo_math.verifiers._math.words import choice, denies, words
 
 MAX_CHARS, MAX_BOXES = 2000, 8
 
 _CONNECTIVE = re.compile(
-    r",? ?\\text ?\{ ?,? ?(?:and|or) ?\}|,? (?:and|or) |(?<=[\d)\]}])(?:and|or)(?=[\d(\[\\⦃A-Z]|[a-z](?: ?=|\())|;"
+    r",? ?\\text ?\{ ?,? ?(?:and|or)? ?,? ?\}|,? (?:and|or) |(?<=[\d)\]}])(?:and|or)(?=[\d(\[\\⦃A-Z]|[a-z](?: ?=|\())|;"
 )
+_PLAIN_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
+_ALL_TEXT = re.compile(r"\\text ?\{([^{}]*(?:,|\b(?:and|or)\b)[^{}]*)\}")
 _MATRIX = re.compile(
-    r"[\[(|]? ?\\begin ?\{([bpB]?matrix|smallmatrix|array)\} ?(?:\{[lcr| ]*\})?(.*)\\end ?\{\1\} ?[\])|]?", re.DOTALL
+    r"(.{0,80}?)[\[(]? ?\\begin ?\{([bp]?matrix|smallmatrix|array)\} ?(?:\{[lcr| ]*\})?"
+    r"((?:(?!\\begin).)*)\\end ?\{\2\} ?[\])]?",
+    re.DOTALL,
 )
 _SYSTEM = re.compile(
     r"(?:⦃ ?\\begin ?\{(array)\}|\\begin ?\{(cases|aligned|align\*?|gathered)\}) ?(?:\{[lcr| ]*\})?"
     r"([^∈<>≤≥≠]*=.*)\\end ?\{(?:\1|\2)\}",
     re.DOTALL,
 )
-_CHOICE = re.compile(r"\\text ?\{ ?\(?([A-Za-z])\)? ?[.:]? ?\}|\(([A-Z])\)")
-_CHOICE_AND_TEXT = re.compile(r"(?:\\text ?\{ ?)?\(?([A-J])(?:\)|\.|\) ?[.:]) ?\}? (?![^=]*(?<![A-Za-z])[A-J][).])(.+)")
-_QUALIFIER = re.compile(
-    r"(?<=.),? ?(?:\\text ?\{ ?)?(?:\(? ?(?:where|for all|for any|for every|for some|with) .*"
-    r"|\(? ?[a-z](?: ?, ?[a-z])* ?∈ ?\\mathbb ?(?:\{ ?[ZNQ] ?\}|[ZNQ])(?: ?[\^_] ?(?:\{[^{}]*\}|.))? ?\)?)$"
+_CHOICE_AND_TEXT = re.compile(
+    r"(?:\\text ?\{ ?)?\(?([A-J])(?:\)|\.|:|\) ?[.:])(?: ?\} ?| )(?![^=]*(?<![A-Za-z])[A-J][).])(.+)"
 )
+_NOUN = re.compile(  # the point (1, 2), P(1, 2)
+    r"(?:the )?(?:point|vector|ordered pair|pair|triple|interval|set|line|value)s? (?!of)|[A-Z] ?(?=\([^()]*,[^()]*\)$)"
+)
+_QUALIFIER = re.compile(  # what the letters of an answer stand for
+    r"""(?<=.)(?:,|;|,?\ ?\\text\ ?\{|\ (?=where|for|with)|(?=\ \()\ )?\ ?\(?\ ?
+    (?:for\ (?:all|any|every)\ ?\}?\ ?(?:real|integer|positive|natural|non-?negative|[a-zA-Z](?![A-Za-z]))[^.=]{0,40}
+      |(?:where|with|for)\b[^.=]{0,60}\b(?:integer|constant|arbitrary|real|natural)\b.{0,60}
+      |(?:(?<=[,;({])|(?<=[,;({]\ ))[a-z](?:\ ?,\ ?[a-z])*\ ?∈\ ?\\mathbb\ ?
+       (?:\{\ ?[ZNQR]\ ?\}|[ZNQR])(?:\ ?[\^_]\ ?(?:\{[^{}]*\}|.))?)
+    \ ?[)}]*$""",
+    re.VERBOSE,
+)
+_OR = re.compile(r"\bor\b")
 _UPPER, _LOWER = str.maketrans("±∓", "+-"), str.maketrans("±∓", "-+")
 
 
@@ -49,13 +75,12 @@ def read(text: str, decimal_comma: bool = False) -> Value:
     if (plain := plain_number(text)) is not None and not (decimal_comma and "," in text):
         return Scalar(("num", plain))
     cleaned = _balanced(clean(text, decimal_comma))
-    if qualifier := _QUALIFIER.search(cleaned):  # 2 pi k, where k is an integer
-        cleaned = cleaned[: qualifier.start()].rstrip()
+    cleaned = _without_qualifier(cleaned)
     if not cleaned:
         raise Unreadable("nothing in it")
     try:
-        if choice := _CHOICE_AND_TEXT.fullmatch(cleaned):
-            return Words(choice[1], _rest(choice[2]))
+        if option := _CHOICE_AND_TEXT.fullmatch(cleaned):
+            return Words(option[1], _rest(option[2]))
         return value(cleaned)
     except Unsupported as e:
         return Opaque(cleaned.replace(" ", ""), str(e))
@@ -74,30 +99,42 @@ def _unboxed(text: str) -> str:
     raise Unreadable(f"more than {MAX_BOXES} boxes in one another")
 
 
+def _without_qualifier(text: str) -> str:
+    """2 pi k, where k is an integer"""
+    spaced = text.replace(",", ", ").replace(",  ", ", ")
+    qualifier = _QUALIFIER.search(spaced)
+    return text if qualifier is None or denies(qualifier.group()) else spaced[: qualifier.start()].rstrip(" ,;(")
+
+
 def _balanced(text: str) -> str:
     """Without a stray brace at the end, which cutting an answer out of its box may leave."""
     return text[:-1].rstrip() if text.endswith("}") and text.count("}") == text.count("{") + 1 else text
 
 
 def value(text: str) -> Value:
-    text = text.strip()
+    text = text.strip().lstrip("≈= ")
     if not text:
         raise Unreadable("an empty part")
     if "±" in text or "∓" in text:
         return _plus_minus(text)
     if system := _SYSTEM.fullmatch(text):
         return brackets.system(system[3], value)
-    if matrix := _MATRIX.fullmatch(text):
-        return brackets.matrix(matrix[2], value)
-    if choice := _CHOICE.fullmatch(text):
-        return Words(choice[1] or choice[2])
-    if named := brackets.NAMED_SETS.get(text.replace(" ", "").casefold()):
+    if (matrix := _MATRIX.fullmatch(text)) and not any(sign in relations.SIGNS for sign in matrix[1]):
+        return brackets.matrix(matrix[1], matrix[3], value)
+    if inner := _ALL_TEXT.fullmatch(text):
+        return value(inner[1])
+    if noun := _NOUN.match(text):
+        return value(text[noun.end() :])
+    if letter := choice(text):
+        return letter
+    if named := brackets.NAMED_SETS.get(_PLAIN_TEXT.sub(r"\1", text).replace(" ", "").casefold()):
         return named
     if points := _points(text):
         return points
     parts = split(_CONNECTIVE.sub(",", text), ",")
     if len(parts) > 1:
-        return flat([value(part) for part in parts if part.strip()])
+        items = [value(part) for part in parts if part.strip()]
+        return (None if _OR.search(text) else _between(items)) or flat(items)
     if said := words(text):
         return said
     if any(sign in relations.SIGNS for sign in outside(text)):
@@ -113,6 +150,21 @@ def _rest(text: str) -> Value | None:
         return value(text)
     except Unreadable:
         return None
+
+
+def _between(items: list[Value]) -> Ordered | None:
+    """x > 2 and x < 5 is one interval."""
+    if len(items) != 2 or not all(isinstance(item, Ordered) and item.inequality for item in items):
+        return None
+    lower, upper = sorted(
+        (item for item in items if isinstance(item, Ordered)), key=lambda item: item.items[1] != INFINITE
+    )
+    low, high = lower.items[0], upper.items[1]
+    if lower.items[1] != INFINITE or upper.items[0] != MINUS_INFINITE or high == INFINITE:
+        return None
+    if not isinstance(low, Scalar) or not isinstance(high, Scalar) or not less(low.node, high.node):
+        return None
+    return Ordered((low, high), lower.brackets[0] + upper.brackets[1], inequality=True)
 
 
 def _points(text: str) -> Unordered | None:

@@ -7,6 +7,7 @@ the index, first, last, term). Tuples are equal by content: two equal trees are 
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 Node = tuple[Any, ...]
@@ -42,3 +43,17 @@ def operations(node: Node) -> set[str]:
 def size(node: Node) -> int:
     """How many nodes the tree has."""
     return 1 + sum(size(part) for part in node[1:] if isinstance(part, tuple))
+
+
+def literals(node: Node) -> list[Fraction]:
+    """The numbers in the tree."""
+    if node[0] == "num":
+        return [node[1]]
+    return [number for part in node[1:] if isinstance(part, tuple) for number in literals(part)]
+
+
+def rename(node: Node, old: str, new: str) -> Node:
+    """The tree with another letter."""
+    if node == ("sym", old):
+        return ("sym", new)
+    return tuple(rename(part, old, new) if isinstance(part, tuple) else part for part in node)

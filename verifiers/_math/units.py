@@ -1,6 +1,7 @@
 """The unit behind a number: found, spelled in one way, converted, and told apart from words that change the answer.
 
-What follows from a unit that only one side writes, or from two different ones, is decided in compare.py.
+A unit is spelled "cm^2" or "km h^-1". Any noun can be one (5 eggs per day); which words cannot is a table below. What
+follows from a unit that only one side writes, or from two different ones, is decided in compare.py.
 """
 
 from __future__ import annotations
@@ -9,142 +10,240 @@ import re
 from fractions import Fraction
 
 from grpo_math.verifiers._math.literals import Unreadable
-from grpo_math.verifiers._math.names import FUNCTIONS, GREEK
+from grpo_math.verifiers._math.names import FUNCTIONS, GREEK, NOT_UNITS
+from grpo_math.verifiers._math.tree import Node
 
-_POWER = re.compile(r" ?\^ ?(?:\{ ?-?\d ?\}|\d)$")
-_TEXT = re.compile(r"\\text ?\{([^{}]*)\}$")
-_BARE = re.compile(r"(?<=[\d})]) ?([A-Za-z]{2,}(?:[ /][A-Za-z]+){0,3})$")
-_DEGREE = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ) ?([CFK]?)$")
+DOLLAR = "¤"  # what `clean` makes of \$, so that it is no math delimiter
+
+# canonical unit -> (dimension, how many base units it is, its other spellings). Exact; temperatures are left out, for
+# their zeros differ.
+_UNITS: dict[str, tuple[str, str, str]] = {
+    "m": ("length", "1", "meter metre"),
+    "cm": ("length", "1/100", "centimeter centimetre"),
+    "mm": ("length", "1/1000", "millimeter millimetre"),
+    "km": ("length", "1000", "kilometer kilometre"),
+    "nm": ("length", "1e-9", "nanometer nanometre"),
+    "in": ("length", "0.0254", "inch inches"),
+    "ft": ("length", "0.3048", "foot feet"),
+    "yd": ("length", "0.9144", "yard"),
+    "mi": ("length", "1609.344", "mile"),
+    "g": ("mass", "1", "gram gm"),
+    "kg": ("mass", "1000", "kilogram kgs"),
+    "mg": ("mass", "1/1000", "milligram"),
+    "lb": ("mass", "453.59237", "lbs pound"),
+    "oz": ("mass", "28.349523125", "ounce"),
+    "ton": ("mass", "1000000", "tonne"),
+    "s": ("time", "1", "sec secs second"),
+    "ms": ("time", "1/1000", "millisecond"),
+    "min": ("time", "60", "mins minute"),
+    "h": ("time", "3600", "hr hrs hour"),
+    "day": ("time", "86400", "days"),
+    "week": ("time", "604800", "weeks wk wks"),
+    "l": ("volume", "1", "L liter litre"),
+    "ml": ("volume", "1/1000", "mL milliliter millilitre"),
+    "cent": ("money", "1", "cents ¢"),
+    "dollar": ("money", "100", "dollars USD usd bucks"),
+    "rad": ("", "1", "rads radian radians"),
+    "yr": ("", "1", "yrs year"),
+    "Hz": ("", "1", "hertz hz"),
+    "N": ("", "1", "newton"),
+    "J": ("", "1", "joule"),
+    "kJ": ("", "1", "kilojoule"),
+    "W": ("", "1", "watt"),
+    "kW": ("", "1", "kilowatt"),
+    "V": ("", "1", "volt"),
+    "A": ("", "1", "amp amps ampere"),
+    "K": ("", "1", "kelvin"),
+    "Pa": ("", "1", "pascal"),
+    "kPa": ("", "1", "kilopascal"),
+    "eV": ("", "1", "ev"),
+    "keV": ("", "1", "kev"),
+    "MeV": ("", "1", "mev"),
+    "kcal": ("", "1", "kilocalorie"),
+    "mol": ("", "1", "mole"),
+    "sq": ("", "1", ""),
+    "egg": ("", "1", "eggs"), "cup": ("", "1", "cups"), "bag": ("", "1", "bags"), "box": ("", "1", "boxes"),
+    "man": ("", "1", "men"), "way": ("", "1", "ways"), "pie": ("", "1", "pies"), "bit": ("", "1", "bits"),
+    "cow": ("", "1", "cows"), "dog": ("", "1", "dogs"), "cat": ("", "1", "cats"), "hen": ("", "1", "hens"),
+    "pen": ("", "1", "pens"), "car": ("", "1", "cars"), "bus": ("", "1", "buses"), "boy": ("", "1", "boys"),
+    "kid": ("", "1", "kids"), "toy": ("", "1", "toys"), "set": ("", "1", "sets"), "row": ("", "1", "rows"),
+}  # fmt: skip
+_CANONICAL = {name: unit for unit, (_, _, others) in _UNITS.items() for name in (unit, *others.split())}
+_COMPOUND = {"mph": [("mi", 1), ("h", -1)], "kph": [("km", 1), ("h", -1)], "kmh": [("km", 1), ("h", -1)]}
+_NO_UNIT = {"unit", "units", "total", "altogether", "each", "only", "in", "of", "the",
+            "a", "an", "sq", "exactly"}  # fmt: skip
+_SCALES = {
+    "dozen": 12, "dozens": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+    "trillion": 10**12,
+}  # fmt: skip
+
+_POWER = r"(?: ?\^ ?(?:\{ ?-?\d ?\}|-?\d))?"
+_RAISED = re.compile(r" ?\^ ?(?:\{ ?(-?\d) ?\}|(-?\d))$")
+_TEXT = re.compile(r"\\text ?\{((?:[^{}]|\{[^{}]*\})*)\}$")
+_BARE = re.compile(rf"(?:(?<=[\d}})])|(?<=\\pi))( ?)([A-Za-z¢]+{_POWER}(?:(?: ?[/*] ?| )[A-Za-z]+{_POWER})*)$")
+_DEGREE = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ|o|\{ ?o ?\}) ?([CFK]?)$")
 _PRIMES = re.compile(r"(?<=\d) ?\^? ?\{? ?('(?: ?')?) ?\}?$")  # minutes and seconds of arc, feet and inches
 _FUNCTION = re.compile("|".join(rf"\\{name}" for name in sorted(FUNCTIONS)))
-_UNIT_WORDS = re.compile(
-    r"[A-Za-z .,/()'%°-]*(?:(?<=[A-Za-z)] )?-?\d(?![\d.]))?[A-Za-z .,/()'%°^-]*(?:-?\d(?![\d.]))?[ .,)]*"
+_CURRENCY = re.compile(
+    rf"(-? ?)(?:US ?)?(?:{DOLLAR}|USD(?![A-Za-z])|\\text ?\{{ ?(?:USD|{DOLLAR}) ?\}}) ?(?=[\d.\\(-])"
 )
+_TOKEN = re.compile(r"([A-Za-z¢]+)\.?(?: ?\^ ?\{? ?(-?\d) ?\}?|(-?\d)(?!\d))?|([/*])|[ ,.()'-]+")
 _MAX_UNITS = 4
 
-# Words that are never a unit: with one of them behind it a number is another answer, or no answer.
-_NOT_UNITS = {
-    "and", "or", "not", "no", "nor", "none", "is", "isn", "are", "was", "if", "than", "then", "minus", "plus",
-    "negative", "times", "but", "except", "maybe", "wrong", "false", "unknown", "unless", "error", "incorrect",
-    "otherwise", "instead", "neither", "either", "versus", "vs", "without", "excluding", "never", "cannot",
-    "approximately", "about", "least", "most", "more", "less", "to", "over", "divided", "mod", "factorial", "squared",
-    "cubed",
-}  # fmt: skip
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SHORT = {
-    "cm", "mm", "km", "ft", "in", "yd", "mi", "kg", "mg", "lb", "oz", "ml", "hr", "min", "sec", "mph", "kph", "sq",
-    "lbs", "hrs", "yrs", "day", "egg", "cup", "bag", "box", "man", "men", "ton", "am", "pm", "hz", "pct",
-    "ev", "kev", "mev", "pa", "kpa",
-}  # fmt: skip
-_SPELLINGS = {
-    "degree": "°", "deg": "°", "percent": "%", "pct": "%", "percentage": "%", "dollar": "", "usd": "", "unit": "",
-    "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "millimetre": "mm", "kilometer": "km",
-    "kilometre": "km", "meter": "m", "metre": "m", "inche": "in", "inch": "in", "feet": "ft", "foot": "ft",
-    "yard": "yd", "mile": "mi", "gram": "g", "kilogram": "kg", "pound": "lb", "ounce": "oz", "liter": "l",
-    "litre": "l", "hour": "h", "hr": "h", "minute": "min", "second": "s", "sec": "s", "square": "sq", "cube": "cu",
-    "cubic": "cu",
-}  # fmt: skip
-
-
-# unit -> (dimension, how many base units it is), exactly; temperatures have no common zero and are left out.
-_BASE_UNITS: dict[str, tuple[str, Fraction]] = {
-    unit: (dimension, Fraction(size))
-    for dimension, sizes in {
-        "length": {"m": "1", "cm": "1/100", "mm": "1/1000", "km": "1000", "in": "0.0254", "ft": "0.3048",
-                   "yd": "0.9144", "mi": "1609.344", "nm": "1e-9"},
-        "mass": {"g": "1", "kg": "1000", "mg": "1/1000", "lb": "453.59237", "oz": "28.349523125", "ton": "1000000"},
-        "time": {"s": "1", "min": "60", "h": "3600", "day": "86400", "week": "604800", "ms": "1/1000"},
-        "volume": {"l": "1", "ml": "1/1000"},
-        "money": {"cent": "1", "dollar": "100"},
-    }.items()
-    for unit, size in sizes.items()
-}  # fmt: skip
-
-
-def in_base_units(unit: str) -> tuple[dict[str, int], Fraction] | None:
-    """({"length": 1, "time": -1}, 5/18) of "km/h", or None where one of the units is not known."""
-    dimensions: dict[str, int] = {}
-    factor, sign = Fraction(1), 1
-    words = unit.split()
-    for at, word in enumerate(words):
-        if word in ("/", "per"):
-            sign = -1
-        elif word in _BASE_UNITS:
-            dimension, size = _BASE_UNITS[word]
-            following = words[at + 1] if at + 1 < len(words) else ""
-            power = sign * (int(following) if re.fullmatch(r"-?\d", following) else 1)
-            dimensions[dimension] = dimensions.get(dimension, 0) + power
-            factor *= size**power
-        elif not re.fullmatch(r"-?\d", word):
-            return None
-    return {dimension: power for dimension, power in dimensions.items() if power}, factor
+Token = tuple[str, int]  # a unit and its power
 
 
 def split_unit(text: str) -> tuple[str, str, int]:
-    """(what stands before the unit, the unit in one spelling, power of ten of a word such as million).
+    """(what stands before the unit, the unit in one spelling, the factor of a word such as million).
 
     Raises Unreadable where the words behind the number are no unit.
     """
-    units: list[str] = []
-    scale = 0
+    tokens: list[Token] = []
+    factor = 1
+    if currency := _CURRENCY.match(text):
+        text = currency[1] + text[currency.end() :]
+        tokens.append(("dollar", 1))
     for _ in range(_MAX_UNITS):
-        rest, unit = _last_unit(text)
-        if not rest.strip() or not unit:
+        rest, found = _last_unit(text)
+        if found is None or not rest.strip():
             break
-        text, word = rest.rstrip(), unit
-        if word.lower() in _SCALES:
-            scale += _SCALES[word.lower()]
-        else:
-            units.insert(0, word)
-    return text, " ".join(word for word in map(_one_spelling, units) if word), scale
+        text = rest.rstrip()
+        if text.endswith("/") and _TEXT.search(_RAISED.sub("", text[:-1].rstrip())):
+            text, found = text[:-1].rstrip(), [(name, -power) for name, power in found]
+        for name, power in found:
+            if name in _SCALES:
+                factor *= _SCALES[name]
+            else:
+                tokens.append((name, power))
+    return text, _spelled(tokens), factor
 
 
-def _last_unit(text: str) -> tuple[str, str]:
+def _spelled(tokens: list[Token]) -> str:
+    powers: dict[str, int] = {}
+    for name, power in tokens:
+        if name in powers and name in ("%", "°", "'", "''"):
+            raise Unreadable(f"{name} twice")
+        powers[name] = powers.get(name, 0) + power
+    if powers.keys() >= {"dollar"} and len(tokens) > 1 and tokens[0] == tokens[-1]:
+        powers["dollar"] = 1  # $5 dollars
+    return " ".join(f"{name}^{power}" if power != 1 else name for name, power in sorted(powers.items()) if power)
+
+
+def _last_unit(text: str) -> tuple[str, list[Token] | None]:
     if text.endswith("%"):
-        return text[:-1], "%"
+        return text[:-1], [("%", 1)]
+    if text.endswith(DOLLAR):
+        return text[:-1], [("dollar", 1)]
     if (match := _DEGREE.search(text)) and not _FUNCTION.search(text):  # the degrees of cos 60° are not the answer's
-        return text[: match.start()], "°" + match[1]
+        return text[: match.start()], [("°" + match[1], 1)]
     if match := _PRIMES.search(text):
-        return text[: match.start()], match[1].replace(" ", "")
-    body, power = text, ""
-    if raised := _POWER.search(text):
-        body, power = text[: raised.start()], raised.group().strip("^{} ")
+        return text[: match.start()], [(match[1].replace(" ", ""), 1)]
+    raised = _RAISED.search(text)
+    body, power = (text[: raised.start()], int(raised[1] or raised[2])) if raised else (text, 1)
     if match := _TEXT.search(body):
-        words = match[1].strip()
-        return body[: match.start()], (_allowed(words) + power if words else " ")
-    match = _BARE.search(body)
-    if match and _is_bare_unit(match[1]):
-        return body[: match.start()], _allowed(match[1]) + power
-    return text, ""
+        if len(match[1].strip()) == 1 and match[1].strip() not in _CANONICAL:
+            return text, None  # \mathrm{e}, \mathrm{i}: a letter, not a unit
+        tokens = _tokens(match[1])
+        if power != 1 and tokens:
+            tokens[-1] = (tokens[-1][0], tokens[-1][1] * power)
+        return body[: match.start()], tokens
+    match = _BARE.search(text)
+    if match is not None and _is_bare_unit(match[2], spaced=bool(match[1])):
+        return text[: match.start()], _tokens(match[2])
+    return text, None
 
 
-def _allowed(words: str) -> str:
-    if not _UNIT_WORDS.fullmatch(words):
-        raise Unreadable(f"{words!r} behind a number is not a unit")
-    for word in re.split(r"[^A-Za-z]+", words.lower()):
-        if word in _NOT_UNITS:
+def _tokens(words: str) -> list[Token]:
+    """The units in "miles per hour", "m/s^2", "square feet" or "eggs". Raises Unreadable."""
+    tokens: list[Token] = []
+    at, sign, prefix = 0, 1, 1
+    while at < len(words):
+        match = _TOKEN.match(words, at)
+        if match is None:
             raise Unreadable(f"{words!r} behind a number is not a unit")
-    return words
+        at = match.end()
+        if match[4] == "/":
+            sign = -1
+        word = match[1]
+        if not word:
+            continue
+        power = int(match[2] or match[3] or 1)
+        plain = word.lower()
+        if word in FUNCTIONS or word in GREEK or plain == "pi":
+            raise Unreadable(f"{words.strip()!r} behind a number is not a unit")
+        if plain in NOT_UNITS and not (plain in ("squared", "cubed") and tokens):
+            raise Unreadable(f"{words.strip()!r} behind a number is not a unit")
+        if plain in ("square", "sq", "cubic", "squared", "cubed"):
+            raising = 2 if plain in ("square", "sq", "squared") else 3
+            if plain.endswith("ed"):
+                tokens[-1] = (tokens[-1][0], tokens[-1][1] * raising)
+            else:
+                prefix = raising
+        elif plain == "per":
+            sign = -1
+        elif word in _COMPOUND:
+            tokens += _COMPOUND[word]
+        elif plain in ("percent", "pct", "percentage"):
+            tokens.append(("%", 1))
+        elif plain in ("degree", "degrees", "deg"):
+            tokens.append(("°", 1))
+        elif plain not in _NO_UNIT or (word == "in" and power == 1 and words.strip().startswith("in")):
+            tokens.append((_canonical(word), sign * power * prefix))
+            prefix = 1
+        if (match[2] or match[3]) and word not in _CANONICAL:
+            raise Unreadable(f"{words.strip()!r} behind a number is not a unit")
+    return tokens
 
 
-def _is_bare_unit(words: str) -> bool:
-    """Without \\text around it a unit is a known short one or a whole word: 2xy is a product."""
-    parts = re.split(r"[ /]", words)
-    if any(part in FUNCTIONS or part in GREEK or part == "pi" for part in parts):
+def _canonical(word: str) -> str:
+    for name in (word, word.lower(), word.lower().removesuffix("s")):
+        if name in _CANONICAL:
+            return _CANONICAL[name]
+    return word.lower() if word.lower() in _SCALES else word.lower().removesuffix("s") if len(word) > 3 else word
+
+
+def _is_bare_unit(words: str, spaced: bool) -> bool:
+    """Without \\text around it a unit is a known one, or after a space any long word: 24abcd and 5 m are products."""
+    parts = re.findall(r"[A-Za-z¢]+", words)
+    if any(part in FUNCTIONS or part in GREEK or part in ("pi", "oo") for part in parts):
         return False
+    known = [part in _CANONICAL or part in _COMPOUND or part.lower().removesuffix("s") in _CANONICAL for part in parts]
+    if all(len(part) == 1 for part in parts):
+        return spaced and "/" in words and all(known)
+    if not spaced:
+        known = [
+            k or part in ("percent", "pct", "percentage", "degrees", "degree", "deg")
+            for k, part in zip(known, parts, strict=True)
+        ]
+        return all(known) and all(len(part) > 1 for part in parts[:1]) and (len(parts) == 1 or "/" in words)
+    noun = [len(part) > 3 or part.lower() in ("per", "sq", "pct", "deg", "rad", *_NO_UNIT) for part in parts]
     if "per" in parts:
-        parts = parts[: parts.index("per")]
-    return all(len(part) > 3 or part.lower() in _SHORT for part in parts)
+        noun = [True] * len(parts)
+    return all(a or b for a, b in zip(known, noun, strict=True))
 
 
-def _one_spelling(unit: str) -> str:
-    """Plural, full name and abbreviation of the common units are one; of all others the plural s goes."""
-    words = []
-    for word in re.findall(r"[A-Za-z%°']+|-?\d+|/", unit):
-        plain = word.lower() if len(word) > 2 else word
-        plain = plain[:-1] if len(plain) > 3 and plain.endswith("s") else plain
-        words.append(_SPELLINGS.get(plain, plain))
-    for prefix, power in (("sq", "2"), ("cu", "3")):
-        if prefix in words:
-            words = [word for word in words if word != prefix] + [power]
-    return " ".join(word for word in words if word)
+def in_base_units(unit: str) -> tuple[dict[str, int], Fraction] | None:
+    """({"length": 1, "time": -1}, 5/18) of "km h^-1", or None where one of the units has no known size."""
+    dimensions: dict[str, int] = {}
+    factor = Fraction(1)
+    for token in unit.split():
+        name, _, raised = token.partition("^")
+        dimension, size, _ = _UNITS.get(name, ("", "", ""))
+        if not dimension:
+            return None
+        power = int(raised or 1)
+        dimensions[dimension] = dimensions.get(dimension, 0) + power
+        factor *= Fraction(size) ** power
+    return {dimension: power for dimension, power in dimensions.items() if power}, factor
+
+
+def as_letters(unit: str) -> Node | None:
+    """The product of variables that "m^2" may have been meant as, or None for a unit of many letters."""
+    factors: list[Node] = []
+    for token in unit.split():
+        name, _, raised = token.partition("^")
+        if not name.isalpha() or len(name) > 3 or (raised and len(name) > 1):
+            return None
+        power: Node = ("num", Fraction(int(raised or 1)))
+        factors += [("pow", ("sym", letter), power) for letter in name]
+    return ("mul", *factors) if factors else None

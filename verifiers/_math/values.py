@@ -83,6 +83,7 @@ class Opaque:
 Value = Scalar | Based | Words | Ordered | Unordered | Matrix | Ratio | Relation | Opaque
 
 INFINITY: Node = ("inf",)
+INFINITE, MINUS_INFINITE = Scalar(INFINITY), Scalar(("neg", INFINITY))
 
 KINDS = {
     Scalar: "formula",
