@@ -28,7 +28,7 @@ from grpo_math.types import Problem, Reason, UserError, Verdict
 
 HEADER = struct.Struct("<I")  # the length of the pickled message that follows
 MAX_DETAIL = 1000
-NO_REWARD = ("unknown", "timeout", "error")
+FAILED = ("timeout", "error")
 _F_SETSIG = 10  # Linux's, which Python's fcntl does not name
 
 Fields = tuple[float | None, Reason, str, str | None, Any]  # a Verdict's, plain: they pickle in a third of the time
@@ -114,11 +114,11 @@ def nonsense(verdict: object) -> str | None:
         return f"returned the reason {_show(verdict.reason)}; known: {', '.join(get_args(Reason))}"
     reward = verdict.reward
     if reward is None:
-        if verdict.reason not in NO_REWARD:
-            return f"returned no reward with the reason {verdict.reason!r}; that is for {', '.join(NO_REWARD)}"
+        if verdict.reason not in ("unknown", *FAILED):
+            return f"returned no reward with the reason {verdict.reason!r}; that is for unknown, {', '.join(FAILED)}"
     elif not _is_number(reward):
         return f"returned the reward {_show(reward)}; return a finite float"
-    elif verdict.reason in NO_REWARD:
+    elif verdict.reason in FAILED:
         return f"returned the reward {reward} with the reason {verdict.reason!r}; with this reason it is None"
     if not isinstance(verdict.detail, str) or not isinstance(verdict.answer, str | None):
         return "returned a detail or answer that is not a string"

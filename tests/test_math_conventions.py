@@ -33,10 +33,16 @@ def test_a_row_of_the_table(setting, gold, candidate, same):
 def test_the_table_has_every_option_and_choice_and_the_right_defaults():
     said = {setting for setting, *_ in ROWS}
     for name, choices in CHOICES.items():
+        if name == "unknown":  # no row: it changes the reward, not the verdict
+            continue
         assert getattr(DEFAULT, name) == choices[0]
         assert f"{name}={choices[0]} (default)" in said
         assert all(f"{name}={choice}" in said for choice in choices[1:])
-    assert {match[1] for setting in said if (match := re.match(r"(\w+)=", setting))} == set(NAMES) - {"answer_format"}
+    assert {match[1] for setting in said if (match := re.match(r"(\w+)=", setting))} == set(NAMES) - {
+        "answer_format",
+        "unknown",
+    }
+    assert "`unknown=zero`" in DOC
     assert "default is `" + ",".join(ANNOUNCED) + "`" in " ".join(DOC.split())
 
 
@@ -61,6 +67,13 @@ def test_a_wrong_option_is_named_with_what_it_could_be(options, words):
     with pytest.raises(UserError) as error:
         verifier.check_options(options)
     assert all(word in str(error.value) for word in words)
+
+
+def test_unknown_can_be_made_a_zero():
+    problem = Problem("p", "t", "", "x^2")
+    assert verifier.verify(problem, "\\boxed{\\int 2x dx}").reward is None
+    verdict = verifier.verify(problem, "\\boxed{\\int 2x dx}", unknown="zero")
+    assert (verdict.reward, verdict.reason) == (0.0, "unknown")
 
 
 def test_a_problem_s_own_conventions_go_before_the_run_s():

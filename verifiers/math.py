@@ -48,11 +48,13 @@ def verify(problem: Problem, completion: str, **options: Any) -> Verdict:
             return Verdict(None, "error", f"gold answer of {problem.id}: {complaint}", answer)
         judged.append(_judge(gold, answer, rules))
         if judged[-1][0]:
-            if problem.question and _may_be_echo(answer) and is_echo(problem.question, gold, answer):
+            if problem.question and plain_number(answer) is None and is_echo(problem.question, gold, answer):
                 return Verdict(0.0, "wrong", "a formula of the question, not worked out", answer)
             return Verdict(1.0, "correct", judged[-1][1], answer)
     unknown = next((how for verdict, how in judged if verdict is None), None)
-    return Verdict(0.0, "wrong", judged[0][1], answer) if unknown is None else Verdict(None, "unknown", unknown, answer)
+    if unknown is None:
+        return Verdict(0.0, "wrong", judged[0][1], answer)
+    return Verdict(None if rules.unknown == "none" else 0.0, "unknown", unknown, answer)
 
 
 def check(problem: Problem) -> str | None:
@@ -122,6 +124,7 @@ def _rules(problem: Problem, options: Mapping[str, Any]) -> Conventions:
 
 
 def _golds(problem: Problem) -> tuple[str, ...]:
+    """The right answers; of a worked solution what it boxes, has behind ####, or calls the answer."""
     return tuple(_stated(gold) for gold in (problem.answer, *problem.metadata.get("alternatives", ())))
 
 
@@ -161,10 +164,6 @@ def _compared(gold: str, answer: str, rules: Conventions) -> Judged:
         return False, f"{answer[:80]!r} cannot be read: {e}"
     except Undecided as e:
         return None, f"undecided: {e}"
-
-
-def _may_be_echo(answer: str) -> bool:
-    return plain_number(answer) is None
 
 
 def _described(text: str, rules: Conventions) -> str:

@@ -13,8 +13,8 @@ from fractions import Fraction
 from grpo_math.verifiers._math.conventions import DEFAULT, Conventions
 from grpo_math.verifiers._math.evaluate import equal, proportional
 from grpo_math.verifiers._math.exact import Undecided
+from grpo_math.verifiers._math.quantities import same_quantity
 from grpo_math.verifiers._math.tree import Node, rename, symbols
-from grpo_math.verifiers._math.units import as_letters, in_base_units
 from grpo_math.verifiers._math.values import (
     KINDS,
     Based,
@@ -32,9 +32,7 @@ from grpo_math.verifiers._math.values import (
 )
 
 MAX_ITEMS = 64
-_DEGREE: Node = ("degree", ("num", Fraction(1)))
 _ONE_ARGUMENT = re.compile(r"([A-Za-z]) ?\( ?([A-Za-z]) ?\)")
-_PERCENT: Node = ("num", Fraction(1, 100))
 
 
 def same(gold: Value, candidate: Value, rules: Conventions = DEFAULT) -> Outcome:
@@ -43,7 +41,7 @@ def same(gold: Value, candidate: Value, rules: Conventions = DEFAULT) -> Outcome
         case (Opaque(), _) | (_, Opaque()):
             return _opaque(gold, candidate)
         case Scalar(), Scalar():
-            return _scalars(gold, candidate, rules)
+            return same_quantity(gold, candidate, rules)
         case Words(), Words():
             if not _words(gold.text, candidate.text, rules):
                 return Outcome(False, "compared as words")
@@ -121,58 +119,6 @@ def _named(relation: Relation, other: Value, outcome: Outcome | None) -> Outcome
     if outcome is None:
         return Outcome(False, f"a relation against {KINDS[type(other)]}")
     return Outcome(outcome.same, f"what {relation.name or 'the name'} equals: {outcome.how}")
-
-
-def _scalars(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcome:
-    outcome = equal(gold.node, candidate.node, rules.tolerance)
-    a, b = gold.unit, candidate.unit
-    if a == b or rules.units == "ignored":
-        return outcome
-    if outcome and {a, b} == {"°", ""} and "pi" in str((candidate if a else gold).node):
-        return Outcome(False, "radians against degrees")
-    if "%" in (a, b):
-        return (
-            outcome
-            if {a, b} == {"%", ""} and outcome and rules.percent != "fraction"
-            else _percent(gold, candidate, rules)
-        )
-    if {a, b} == {"°", "rad"}:
-        return _in_radians(gold, candidate, rules)
-    if a and b:
-        return _converted(gold, candidate, rules)
-    if {a, b} == {"°", ""} and not outcome:
-        return _in_radians(gold, candidate, rules)
-    if not outcome and (letters := as_letters(a or b)):  # 6 m, where m is a number
-        x, y = (("mul", v.node, letters) if v.unit else v.node for v in (gold, candidate))
-        return equal(x, y, rules.tolerance)
-    if rules.units == "required":
-        return Outcome(False, f"the unit {a or b!r} on one side only")
-    return outcome
-
-
-def _in_radians(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcome:
-    """90° is pi/2."""
-    x, y = (("mul", v.node, _DEGREE) if v.unit == "°" else v.node for v in (gold, candidate))
-    outcome = equal(x, y, rules.tolerance)
-    return Outcome(outcome.same, f"in radians: {outcome.how}")
-
-
-def _percent(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcome:
-    if {gold.unit, candidate.unit} != {"%", ""} or rules.percent == "number":
-        return Outcome(False, f"different units: {gold.unit or 'none'} and {candidate.unit or 'none'}")
-    x, y = (("mul", v.node, _PERCENT) if v.unit else v.node for v in (gold, candidate))
-    outcome = equal(x, y, rules.tolerance)
-    return Outcome(outcome.same, f"percent as a fraction: {outcome.how}")
-
-
-def _converted(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcome:
-    """100 cm is 1 m."""
-    a, b = in_base_units(gold.unit), in_base_units(candidate.unit)
-    if a is None or b is None or a[0] != b[0]:
-        return Outcome(False, f"different units: {gold.unit} and {candidate.unit}")
-    x, y = ("mul", gold.node, ("num", a[1])), ("mul", candidate.node, ("num", b[1]))
-    outcome = equal(x, y, rules.tolerance)
-    return Outcome(outcome.same, f"{candidate.unit} converted to {gold.unit}: {outcome.how}")
 
 
 def _words(gold: str, candidate: str, rules: Conventions) -> bool:
@@ -316,7 +262,7 @@ def _first(values: Sequence[Value], condition: Callable[[Value], bool]) -> int |
 
 
 def _ratios(gold: tuple[Scalar, ...], candidate: tuple[Scalar, ...]) -> Outcome:
-    """6:4 is 3:2; that all cross products agree also holds for 0:0, which `read` refuses."""
+    """6:4 is 3:2, by cross products; with 0 in a ratio they would always agree, and `read` refuses it."""
     if len(gold) != len(candidate):
         return Outcome(False, f"{len(gold)} parts against {len(candidate)}")
     first_gold, first = gold[0].node, candidate[0].node

@@ -24,6 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "brackets": ("kept", "free"),
     "base": ("required", "optional"),
     "case": ("ignored", "kept"),
+    "unknown": ("none", "zero"),
 }
 
 
@@ -38,6 +39,7 @@ class Conventions:
     brackets: (1,2), [1,2], {1,2} and 1,2 differ (kept), or not (free).
     base: 52 is not 52_8 (required), or is (optional).
     case: of words says nothing (ignored), or counts (kept); that of a single letter always counts.
+    unknown: the reward where nobody can tell: none, or zero for a policy that hides behind it.
     decimal_comma: 3,5 is 7/2 and no list.
     tolerance: two numbers are the same where they differ by at most this share of the gold one. 0 is exact.
     """
@@ -50,6 +52,7 @@ class Conventions:
     brackets: str = "kept"
     base: str = "required"
     case: str = "ignored"
+    unknown: str = "none"
     decimal_comma: bool = False
     tolerance: float = 0.0
 

@@ -22,6 +22,7 @@ from grpo_math.verifiers._math.values import Outcome
 
 MAX_KEPT_BITS = 2_000
 POINTS = 4  # all positive; as many again have every sign, or lie far out
+NEAR, FAR = (Fraction(1, 10), Fraction(4)), ((Fraction(4), Fraction(200)), (Fraction(100), Fraction(4000)))
 WHOLE = frozenset({"fact", "binom", "floor", "ceil", "sum", "prod"})  # formulas about integers are compared at integers
 
 _ANY_SIGN = frozenset("abcdefghijklmnopqrstuvwxyz")
@@ -45,17 +46,15 @@ def equal(a: Node, b: Node, tolerance: float = 0.0) -> Outcome:
     for left, right in samples(a, b):
         pairs.append((left, right))
         if not same(left, right):
-            near = tolerance > 0 and not symbols(a) | symbols(b) and left and right and _near(left, right, tolerance)
-            return Outcome(bool(near), _how(pairs))
+            rounded = tolerance > 0 and None not in (left, right) and not symbols(a) | symbols(b)
+            return Outcome(rounded and _near(left, right, tolerance), _how(pairs))
     return Outcome(True, _how(pairs))
 
 
 def _near(a: Value, b: Value, tolerance: float) -> bool:
-    return (
-        bool(abs(a - b) <= Fraction(tolerance) * abs(a))
-        if isinstance(a, Fraction) and isinstance(b, Fraction)
-        else numeric.near(a, b, tolerance)
-    )
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return abs(a - b) <= Fraction(tolerance) * abs(a)
+    return numeric.near(a, b, tolerance)
 
 
 def _how(pairs: Sequence[tuple[Value, Value]]) -> str:
@@ -160,34 +159,24 @@ def _points(
     Letters that are whole get integers, small at first. Small Latin letters get any sign, all others (indexed, Greek,
     capital) are taken for positive quantities.
     """
-    signs = [[1] * len(names)] * POINTS
-    signs += [
-        [-1] * len(names),
-        *([1 - 2 * (at >> bit & 1) for at in range(len(names))] for bit in range(_bits(names))),
+    count = len(names)
+    positive, negative = [1] * count, [-1] * count
+    patterns = [[-1 if at >> bit & 1 else 1 for at in range(count)] for bit in range((count - 1).bit_length())]
+    anyhow = [[rng.choice((-1, 1)) for _ in names] for _ in range(4)]
+    beyond = sorted({abs(c) for c in constants if 2 < abs(c) <= 10**6}, reverse=True)[:3]
+    plan = [
+        *((positive, NEAR) for _ in range(POINTS)),
+        *((signs, NEAR) for signs in (negative, *patterns, *anyhow[:2])),
+        *zip(anyhow[2:], FAR, strict=True),
+        *((signs, (c, 2 * c)) for c in beyond for signs in (positive, negative)),
     ]
-    signs += [[-1 if rng.random() < 0.5 else 1 for _ in names] for _ in range(POINTS // 2)]
-    signs += [[-1 if rng.random() < 0.5 else 1 for _ in names] for _ in range(2)]
-    near = len(signs) - 2
-    scales = [Fraction(1)] * near + [Fraction(30), Fraction(400)]
-    for constant in sorted({abs(c) for c in constants if 2 < abs(c) <= 10**6}, reverse=True)[:3]:
-        scales += [constant, constant]
-        signs += [[1] * len(names), [-1] * len(names)]
-    for attempt, (pattern, scale) in enumerate(zip(signs, scales, strict=True)):
+    for attempt, (signs, (low, high)) in enumerate(plan):
         point = {}
-        for name, sign in zip(names, pattern, strict=True):
-            if name in whole:
-                point[name] = Fraction(rng.randint(1, 4 + 2 * attempt))
-            else:
-                low = 10**6 if attempt > near + 1 else 10**5  # beyond a constant, whatever it is
-                size = scale * Fraction(
-                    rng.randint(low, 2 * 10**6), 10**6 if attempt > near + 1 else rng.randint(10**5, 10**6)
-                )
-                point[name] = sign * size if name in _ANY_SIGN else size
+        for name, sign in zip(names, signs, strict=True):
+            size = low + (high - low) * Fraction(rng.randint(1, 10**6), 10**6)
+            signed = sign * size if name in _ANY_SIGN else size
+            point[name] = Fraction(rng.randint(1, 4 + 2 * attempt)) if name in whole else signed
         yield point
-
-
-def _bits(names: Sequence[str]) -> int:
-    return max(1, (len(names) - 1).bit_length())
 
 
 def _whole(a: Node, b: Node) -> set[str]:
