@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from grpo_math.verifiers._math.cut import OPENING, outside, split
@@ -17,10 +17,11 @@ Read = Callable[[str], Value]  # read.value, for what stands inside
 
 _SET_OPERATION = re.compile(r"\\(?:cap|setminus|backslash)(?![A-Za-z])")
 _BUILDER = re.compile(r" ?([A-Za-z])(?: ?∈ ?\\mathbb ?(?:\{ ?R ?\}|R))? ?[|:] ?(.*)")
-_REALS_WITHOUT = re.compile(r"\\mathbb ?(?:\{ ?R ?\}|R) ?\\(?:setminus|backslash) ?⦃(.*)⦄")
-_REALS = Ordered((Scalar(("neg", INFINITY)), Scalar(INFINITY)), "()")
+_WITHOUT = re.compile(r"([^⦃]*?) ?\\(?:setminus|backslash)(?![A-Za-z]) ?(⦃.*⦄|[(\[].*[)\]])")
+_FLIPPED = {"(": "]", "[": ")", ")": "[", "]": "("}
+REALS = Ordered((Scalar(("neg", INFINITY)), Scalar(INFINITY)), "()")
 NAMED_SETS: dict[str, Value] = {
-    **dict.fromkeys(("\\mathbb{r}", "\\mathbbr", "allrealnumbers", "allreals"), _REALS),
+    **dict.fromkeys(("\\mathbb{r}", "\\mathbbr", "allrealnumbers", "allreals"), REALS),
     **dict.fromkeys(
         (
             "\\emptyset",
@@ -39,8 +40,8 @@ NAMED_SETS: dict[str, Value] = {
 
 def bracketed(text: str, value: Read) -> Value | None:
     """A tuple, interval or set that spans the whole text, else None."""
-    if without := _REALS_WITHOUT.fullmatch(text):
-        return reals_without([scalar(item) for item in split(without[1], ",")])
+    if without := _WITHOUT.fullmatch(text):
+        return _without(value(without[1]), value(without[2]))
     if _SET_OPERATION.search(text):
         raise Unsupported("an intersection or difference of sets")
     if text[0] not in OPENING or len(outside(text)) > 1:
@@ -59,13 +60,29 @@ def bracketed(text: str, value: Read) -> Value | None:
     return Ordered(tuple(value(item) for item in items), brackets)
 
 
-def reals_without(points: list[Scalar]) -> Value:
-    """(-oo, a) u (a, oo)"""
-    numbers = [point.node[1] for point in points if point.node[0] == "num"]
+def _without(whole: Value, removed: Value) -> Value:
+    """(0, 5) without {3} is (0, 3) u (3, 5); the reals without [2, 3] are (-oo, 2) u (3, oo)."""
+    if not isinstance(whole, Ordered) or len(whole.items) != 2:
+        raise Unsupported("a difference of sets")
+    if isinstance(removed, Ordered) and len(removed.items) == 2:
+        left = Ordered((whole.items[0], removed.items[0]), whole.brackets[0] + _FLIPPED[removed.brackets[0]])
+        right = Ordered((removed.items[1], whole.items[1]), _FLIPPED[removed.brackets[1]] + whole.brackets[1])
+        return Unordered((left, right), distinct=True)
+    return interval_without(whole, removed.items if isinstance(removed, Unordered) else (removed,))
+
+
+def interval_without(whole: Ordered, points: Sequence[Value]) -> Value:
+    """The open pieces between the points, which are rational."""
+    numbers = {point.node[1] for point in points if isinstance(point, Scalar) and point.node[0] == "num"}
     if len(numbers) < len(points):
-        raise Unsupported("the reals without points that are not rational")
-    ends = [("neg", INFINITY), *(("num", number) for number in sorted(set(numbers))), INFINITY]
-    return Unordered(tuple(Ordered((Scalar(a), Scalar(b)), "()") for a, b in itertools.pairwise(ends)))
+        raise Unsupported("an interval without points that are not rational")
+    ends = [whole.items[0], *(Scalar(("num", number)) for number in sorted(numbers)), whole.items[1]]
+    last = len(numbers)
+    pieces = [
+        Ordered(pair, (whole.brackets[0] if at == 0 else "(") + (whole.brackets[1] if at == last else ")"))
+        for at, pair in enumerate(itertools.pairwise(ends))
+    ]
+    return Unordered(tuple(pieces), distinct=True)
 
 
 def system(body: str, value: Read) -> Value:

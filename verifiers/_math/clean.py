@@ -79,6 +79,14 @@ _REWRITES = [
     (re.compile(r"(?<=\d) ?(?:\\text ?\{ ?to ?\}|(?<= )to(?= )) ?(?=\d)"), ":"),  # 3 to 4
     (re.compile(r"(?<=\d) ?: ?(?=\d)"), ":"),
     (re.compile(r"per ?cent\b"), "percent"),
+    (re.compile(r"\\frac ?\{ ?d ?([^{}^]{1,12}(?:\{[^{}]{1,6}\})?) ?\} ?\{ ?d ?[a-z] ?\}"), r"\\dot{\1}"),  # dx/dt
+    (
+        re.compile(
+            r"\\frac ?\{ ?d ?\^ ?\{? ?2 ?\}? ?([^{}^]{1,12}(?:\{[^{}]{1,6}\})?) ?\} ?\{ ?d ?t ?\^ ?\{? ?2 ?\}? ?\}"
+        ),
+        r"\\ddot{\1}",
+    ),
+    (re.compile(r"\\(d?dot) ?([A-Za-z]|\\[a-z]+)(?![A-Za-z])"), r"\\\1{\2}"),
     (re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])|(?<=\d) ?\^ ?\{? ?\\text ?\{ ?(?:st|nd|rd|th) ?\} ?\}?"), ""),
     (re.compile(r"\\text ?\{ ?(%|∞|\^ ?\\circ|\^ ?\{ ?\\circ ?\}) ?\}"), r"\1"),
     (re.compile(r"(?<![A-Za-z\\])C ?\( ?([^(),]{1,20}), ?([^(),]{1,20})\)"), r"\\binom{\1}{\2}"),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 
 from grpo_math.verifiers._math.conventions import DEFAULT, Conventions
-from grpo_math.verifiers._math.evaluate import equal, proportional
+from grpo_math.verifiers._math.evaluate import equal, proportional, same_equation
 from grpo_math.verifiers._math.exact import Undecided
 from grpo_math.verifiers._math.quantities import same_quantity
 from grpo_math.verifiers._math.tree import Node, rename, symbols
@@ -63,7 +63,7 @@ def same(gold: Value, candidate: Value, rules: Conventions = DEFAULT) -> Outcome
         case Ratio(), Ratio():
             return _ratios(gold.items, candidate.items)
         case Relation(), Relation():
-            if gold.value and candidate.value and _both_name_a_function(gold.name, candidate.name):
+            if gold.value and candidate.value and _name_the_same(gold.name, candidate.name):
                 return same(gold.value, candidate.value, rules)
             if gold.value and candidate.value and (renamed := _renamed(candidate, gold.name)):
                 return same(gold.value, renamed, rules)
@@ -71,6 +71,8 @@ def same(gold: Value, candidate: Value, rules: Conventions = DEFAULT) -> Outcome
                 return Outcome(False, "an equation that is not solved")
             if gold.operator != candidate.operator:
                 return Outcome(False, "relations of different kinds")
+            if gold.operator == "=":
+                return same_equation(gold.node, candidate.node)
             return proportional(gold.node, candidate.node, positive=gold.operator in "<≤")
         case Based(), Based():
             return Outcome(gold == candidate, "digits and base compared")
@@ -157,9 +159,12 @@ def _solved(relation: Relation) -> Value | None:
     return value if isinstance(value, Scalar) and not symbols(value.node) else None
 
 
-def _both_name_a_function(a: str, b: str) -> bool:
-    """f(x) = 2x and y = 2x."""
-    return {a == "y", b == "y"} == {True, False} and "(" in a + b
+def _name_the_same(a: str, b: str) -> bool:
+    """m and m_{max}; f(x) and y, of which one is a function."""
+    if {a == "y", b == "y"} == {True, False} and "(" in a + b:
+        return True
+    plain, other = (name.partition("_")[0].replace(" ", "") for name in (a, b))
+    return (plain == other and ("_" in a) != ("_" in b)) or a.replace(" ", "") == b.replace(" ", "")
 
 
 def _same_letters(word: str, node: Node, rules: Conventions) -> bool:

@@ -20,12 +20,15 @@ from grpo_math.verifiers._math.exact import NotExact, Undecided, Undefined, exac
 from grpo_math.verifiers._math.tree import Node, literals, operations, spelling, symbols
 from grpo_math.verifiers._math.values import Outcome
 
+WHOLE = frozenset({"fact", "binom", "floor", "ceil", "sum", "prod"})  # formulas about integers are compared at integers
+# Operations that give a fraction at a fraction, or may (a power, with a whole exponent).
+RATIONAL = WHOLE | {"num", "sym", "add", "mul", "neg", "inv", "div", "pow", "abs"}
 MAX_KEPT_BITS = 2_000
 POINTS = 4  # all positive; as many again have every sign, or lie far out
 NEAR, FAR = (Fraction(1, 10), Fraction(4)), ((Fraction(4), Fraction(200)), (Fraction(100), Fraction(4000)))
-WHOLE = frozenset({"fact", "binom", "floor", "ceil", "sum", "prod"})  # formulas about integers are compared at integers
 
 _ANY_SIGN = frozenset("abcdefghijklmnopqrstuvwxyz")
+_MINUS_ONES = (("neg", ("num", Fraction(1))), ("num", Fraction(-1)))
 _INTEGERS = frozenset("ijklmnpqrNMK")
 
 Value = Any  # Fraction, or mpmath's mpf or mpc
@@ -75,6 +78,47 @@ def proportional(a: Node, b: Node, positive: bool) -> Outcome:
     if positive and not _positive(left / right):
         return Outcome(False, "the inequality the other way round")
     return Outcome(all(same(x * right, y * left) for x, y in pairs), f"as multiples of each other, {_how(pairs)}")
+
+
+def same_equation(a: Node, b: Node) -> Outcome:
+    """Whether a = 0 and b = 0 have the same solutions: multiples of each other, or with the same value for every letter
+    that both are linear in, as m v' + b v = f and v' = (f - b v) / m are. Raises Undecided."""
+    outcome = proportional(a, b, positive=False)
+    names = symbols(a)
+    if outcome or names != symbols(b):
+        return outcome
+    rng = random.Random(0)
+    solved = 0
+    for name in sorted(names):
+        for _ in range(3):
+            point = {other: Fraction(rng.randint(1, 10**6), 10**5) for other in names}
+            roots = _root(a, name, point), _root(b, name, point)
+            if None in roots:
+                break
+            if not same(*roots):
+                return outcome
+            solved += 1
+    return Outcome(solved > 0, "solved for each letter in turn") if solved else outcome
+
+
+def _root(node: Node, name: str, point: Mapping[str, Fraction]) -> Value | None:
+    """The value of a letter at which a formula that is linear in it is 0, or None where it is not linear."""
+    places = (Fraction(1, 3), Fraction(7, 5), Fraction(-11, 7))
+    try:
+        pairs = [_values(node, node, {**point, name: place})[0] for place in places]
+    except (Undefined, Undecided):
+        return None
+    if None in pairs:
+        return None
+    (x, y, z), (at_x, at_y, at_z) = places, (pair for pair in pairs if pair is not None)
+    slope = (at_y - at_x) / _number(y - x, at_x)
+    if same(slope, Fraction(0)) or not same(at_z - at_x, slope * _number(z - x, at_x)):
+        return None
+    return _number(x, at_x) - at_x / slope
+
+
+def _number(fraction: Fraction, like: Value) -> Value:
+    return fraction if isinstance(like, Fraction) else numeric.number(fraction)
 
 
 def constant(node: Node) -> Fraction | None:
@@ -134,11 +178,12 @@ def samples(a: Node, b: Node) -> Iterator[Pair]:
             raise Undecided(str(e)) from e
         return
     whole = _whole(a, b)
+    exactly = kinds <= RATIONAL
     rng = random.Random(zlib.crc32(f"{spelling(a)} {spelling(b)}".encode("utf-8", "surrogatepass")))
     found = 0
     for point in _points(rng, names, whole, [*literals(a), *literals(b)]):
         try:
-            left, right = _values(a, b, point)
+            left, right = _values(a, b, point, exactly)
         except (Undefined, Undecided):
             continue
         if left is None or right is None:
@@ -189,15 +234,17 @@ def _whole(a: Node, b: Node) -> set[str]:
 def _inside(node: Node, within: bool = False) -> set[str]:
     if node[0] == "sym":
         return {node[1]} if within else set()
-    within = within or node[0] in WHOLE
+    within = within or node[0] in WHOLE or (node[0] == "pow" and node[1] in _MINUS_ONES)  # (-1)^n
     found = {name for part in node[1:] if isinstance(part, tuple) for name in _inside(part, within)}
     return found - {node[1]} if node[0] in ("sum", "prod") else found
 
 
-def _values(a: Node, b: Node, point: Mapping[str, Fraction]) -> Pair:
-    """Raises Undefined where neither has a value, Undecided."""
+def _values(a: Node, b: Node, point: Mapping[str, Fraction], exactly: bool = True) -> Pair:
+    """exactly: whether to try with fractions first. Raises Undefined where neither has a value, Undecided."""
     evaluate = _value if point else _constant
     try:
+        if not exactly:
+            raise NotExact
         left, right = evaluate(exact, a, point), evaluate(exact, b, point)
     except NotExact:
         left, right = evaluate(numeric.value, a, point), evaluate(numeric.value, b, point)

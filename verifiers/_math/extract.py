@@ -36,6 +36,9 @@ _HEDGED = re.compile(  # "this is not the final answer: 5", in the same sentence
     r"|maybe|perhaps|might|could|if|suppose|assume|guess|earlier|non)\b|n't\b)[^.!?;\n]*$",
     re.IGNORECASE,
 )
+_BOUND = re.compile(
+    r"\b(?:less|more|fewer|than|least|most|about|approximately|between|over|under|below|above|minus|or)\b"
+)
 _DENIED = re.compile(  # "the answer cannot be \\boxed{5}", in the same clause
     r"(?:\b(?:not|never|cannot|impossible|doubt|neither|nor|except)\b|n't\b|≠|\\neq?(?![A-Za-z])|!=)[^.!?,;:\n]{0,24}$",
     re.IGNORECASE,
@@ -189,6 +192,8 @@ def _announced(text: str, announcement: re.Match[str]) -> Found:
             if end >= 0 and not _more(rest[end + len(closing) :]):
                 return rest[len(opening) : end].strip() or None, 'behind "answer is"'
             break
+    if number := _only_number(rest.partition("\n")[0]):
+        return number, 'behind "answer is"'
     end_of_sentence = _SENTENCE_END.search(rest)
     if end_of_sentence and _TAKEN_BACK.match(rest, end_of_sentence.start()):
         return None, 'what stands behind "answer is" is taken back'
@@ -196,6 +201,14 @@ def _announced(text: str, announcement: re.Match[str]) -> Found:
     if (statement := _STATEMENT.match(answer)) and not denies(answer[: statement.end()]):
         answer = answer[statement.end() :].strip()  # "Answer: the largest n is 34"
     return (answer, 'behind "answer is"') if answer else (None, 'nothing behind "answer is"')
+
+
+def _only_number(line: str) -> str | None:
+    """The number of "Lloyd makes **$294** per week", where there is one and nothing denies it."""
+    if not line[:1].isalpha() or "\\" in line or denies(line) or _HEDGED.search(line) or _BOUND.search(line):
+        return None
+    numbers = set(_NUMBER.findall(line))
+    return numbers.pop() if len(numbers) == 1 and line.count(" ") >= 2 else None
 
 
 def _more(after: str) -> bool:

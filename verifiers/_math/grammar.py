@@ -56,8 +56,8 @@ def parse(text: str) -> Node:
         raise Unreadable(f"longer than {MAX_CHARS} characters")
     parser = _Parser(text)
     node = parser.expression()
-    if parser.peek():
-        raise Unreadable(f"cannot read from {text[parser.at : parser.at + 20]!r} on")
+    if rest := parser.peek():
+        raise (Unsupported if rest == "…" else Unreadable)(f"cannot read from {text[parser.at : parser.at + 20]!r} on")
     return node
 
 
@@ -75,8 +75,10 @@ class _Parser:
         return self.text[self.at] if self.at < len(self.text) else ""
 
     def take(self, expected: str) -> None:
-        if self.peek() != expected:
-            raise Unreadable(f"expected {expected!r} before {self.text[self.at : self.at + 20]!r}")
+        if (found := self.peek()) != expected:
+            raise (Unsupported if found == "…" else Unreadable)(
+                f"expected {expected!r} before {self.text[self.at : self.at + 20]!r}"
+            )
         self.at += 1
 
     def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
@@ -137,7 +139,7 @@ class _Parser:
         last = ""
         while (operator := self.peek()) in ("!", "^"):
             if last == "^" or last == operator:
-                raise Unreadable("a power of a power, or a double factorial, without brackets")
+                raise (Unreadable if operator == "^" else Unsupported)("a power of a power, or a double factorial")
             last = operator
             self.at += 1
             if operator == "!":
@@ -193,6 +195,8 @@ class _Parser:
             return ("inf",)
         if character.isalpha() and character.isascii():
             return self.word(single)
+        if character == "…":
+            raise Unsupported("a formula with dots")
         raise Unreadable(f"cannot read from {self.text[self.at : self.at + 20]!r} on")
 
     def number(self, mixed: bool) -> Node:
@@ -225,13 +229,14 @@ class _Parser:
         self.at += 1
         return self.symbol(name[0])
 
-    def symbol(self, name: str) -> Node:
+    def symbol(self, name: str, primes: int = 0) -> Node:
         subscript = self.match(_SUBSCRIPT)
         if subscript:
             inside = subscript[1] if subscript[1] is not None else subscript[2]
             name += "_" + _MARKUP.sub("", inside)
-        if primes := self.match(_PRIMES):
-            name += "'" * primes.group().count("'")
+        if marks := self.match(_PRIMES):
+            primes += marks.group().count("'")
+        name += "'" * primes
         if name in ("e", "i") and name != self.index:
             return ("const", name)
         if value := self.match(_VALUE):  # I(0) is no product, or it would be 0
@@ -274,6 +279,8 @@ class _Parser:
             return self.symbol(name)
         if name in ("mathcal", "mathscr", "mathfrak") and self.peek() == "{":
             return self.group("{", "}")
+        if name in ("dot", "ddot") and self.peek() == "{" and (letter := self.group("{", "}"))[0] == "sym":
+            return self.symbol(letter[1], primes=len(name) - 2)  # the derivative that x' is as well
         if name in ACCENTS and self.peek() == "{":
             return self.symbol(f"{name} {spelling(self.group('{', '}'))}")
         if name in ("sum", "prod"):

@@ -64,5 +64,5 @@ NOT_UNITS = {
     "rd", "root", "roots", "bar", "prime", "percentile", "between", "from", "until", "till", "one", "two", "three",
     "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen",
     "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty", "fifty", "sixty", "seventy",
-    "eighty", "ninety", "zero", "infinity", "by", "with", "where", "for", "all", "answer", "e", "x", "i", "j",
+    "eighty", "ninety", "zero", "infinity", "by", "with", "where", "for", "all", "answer",
 }  # fmt: skip

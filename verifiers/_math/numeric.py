@@ -99,6 +99,10 @@ def less(a: Value | Fraction, b: Value | Fraction) -> bool:
     return not mp.im(a) and not mp.im(b) and bool(mp.re(a) < mp.re(b))
 
 
+def number(fraction: Fraction) -> Value:
+    return _mpf(fraction)
+
+
 def _mpf(number: Fraction) -> Value:
     return context().mpf(number.numerator) / number.denominator
 

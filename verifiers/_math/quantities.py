@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 from grpo_math.verifiers._math.conventions import Conventions
 from grpo_math.verifiers._math.evaluate import equal
-from grpo_math.verifiers._math.tree import Node, spelling
+from grpo_math.verifiers._math.tree import Node, rename, spelling, symbols
 from grpo_math.verifiers._math.units import as_letters, in_base_units
 from grpo_math.verifiers._math.values import Outcome, Scalar
 
 _PERCENT: Node = ("num", Fraction(1, 100))
 _DEGREE: Node = ("degree", ("num", Fraction(1)))
+_CONSTANT = re.compile("[cCkK](_[01])?")
 _PI = "(const pi)"
 
 
 def same_quantity(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcome:
     """Raises Undecided."""
     numbers = equal(gold.node, candidate.node, rules.tolerance)
+    if not numbers and (renamed := _with_our_constant(gold.node, candidate.node)):
+        numbers = equal(gold.node, renamed, rules.tolerance)
     units = {gold.unit, candidate.unit}
     if len(units) == 1 or rules.units == "ignored":
         return numbers
@@ -33,6 +37,19 @@ def same_quantity(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcom
     if rules.units == "required":
         return Outcome(False, f"the unit {unit} on one side only")
     return numbers
+
+
+def _with_our_constant(gold: Node, candidate: Node) -> Node | None:
+    """x^2 + C for x^2 + c: an arbitrary constant may have another name, where it is the only letter that differs."""
+    ours, theirs = symbols(gold) - symbols(candidate), symbols(candidate) - symbols(gold)
+    if (
+        gold[0] == "sym"
+        or len(ours) != 1
+        or len(theirs) != 1
+        or not all(_CONSTANT.fullmatch(name) for name in ours | theirs)
+    ):
+        return None
+    return rename(candidate, theirs.pop(), ours.pop())
 
 
 def _percent(numbers: Outcome, gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcome:

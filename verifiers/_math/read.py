@@ -6,6 +6,7 @@ Plain numbers, which most answers are, take a short way that does not clean, spl
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 
 from grpo_math.verifiers._math import brackets, relations
@@ -14,6 +15,7 @@ from grpo_math.verifiers._math.cut import outside, split
 from grpo_math.verifiers._math.evaluate import less
 from grpo_math.verifiers._math.extract import find_boxes, has_box
 from grpo_math.verifiers._math.literals import Unreadable, Unsupported, plain_number
+from grpo_math.verifiers._math.names import NOT_UNITS
 from grpo_math.verifiers._math.scalars import atom
 from grpo_math.verifiers._math.values import (
     INFINITE,
@@ -27,14 +29,13 @@ from grpo_math.verifiers._math.values import (
     flat,
     point_of,
 )
-from grpo_math.verifiers._math.words import choice, denies, words
+from grpo_math.verifiers._math.words import PLAIN_TEXT, choice, denies, words
 
 MAX_CHARS, MAX_BOXES = 2000, 8
 
 _CONNECTIVE = re.compile(
     r",? ?\\text ?\{ ?,? ?(?:and|or)? ?,? ?\}|,? (?:and|or) |(?<=[\d)\]}])(?:and|or)(?=[\d(\[\\⦃A-Z]|[a-z](?: ?=|\())|;"
 )
-_PLAIN_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _ALL_TEXT = re.compile(r"\\text ?\{([^{}]*(?:,|\b(?:and|or)\b)[^{}]*)\}")
 _MATRIX = re.compile(
     r"(.{0,80}?)[\[(]? ?\\begin ?\{([bp]?matrix|smallmatrix|array)\} ?(?:\{[lcr| ]*\})?"
@@ -52,6 +53,9 @@ _CHOICE_AND_TEXT = re.compile(
 _NOUN = re.compile(  # the point (1, 2), P(1, 2)
     r"(?:the )?(?:point|vector|ordered pair|pair|triple|interval|set|line|value)s? (?!of)|[A-Z] ?(?=\([^()]*,[^()]*\)$)"
 )
+_PROSE = re.compile(
+    r"\\text ?\{ ?([A-Za-z][A-Za-z ,.']{1,60}(?: is| are| be| equals|:) ?)\} ?(?=[\d¤-]|\\frac)"
+)  # \\text{The total is } 5
 _QUALIFIER = re.compile(  # what the letters of an answer stand for
     r"""(?<=.)(?:,|;|,?\ ?\\text\ ?\{|\ (?=where|for|with)|(?=\ \()\ )?\ ?\(?\ ?
     (?:for\ (?:all|any|every)\ ?\}?\ ?(?:real|integer|positive|natural|non-?negative|[a-zA-Z](?![A-Za-z]))[^.=]{0,40}
@@ -125,9 +129,11 @@ def value(text: str) -> Value:
         return value(inner[1])
     if noun := _NOUN.match(text):
         return value(text[noun.end() :])
+    if (prose := _PROSE.match(text)) and NOT_UNITS.isdisjoint(re.findall("[a-z]+", prose[1].casefold())):
+        return value(text[prose.end() :])
     if letter := choice(text):
         return letter
-    if named := brackets.NAMED_SETS.get(_PLAIN_TEXT.sub(r"\1", text).replace(" ", "").casefold()):
+    if named := brackets.NAMED_SETS.get(PLAIN_TEXT.sub(r"\1", text).replace(" ", "").casefold()):
         return named
     if points := _points(text):
         return points
@@ -186,4 +192,8 @@ def _plus_minus(text: str) -> Value:
     parts = split(_CONNECTIVE.sub(",", text), ",")
     if len(parts) > 1:
         return flat([value(part) for part in parts])
+    if text[0] == "(" and text[-1] == ")" and len(outside(text)) == 1 and "∓" not in text:
+        items = [[part.translate(signs) for signs in (_UPPER, _LOWER)] for part in split(text[1:-1], ",")]
+        if 1 < len(items) <= 4:  # (±3, ±2) are four points
+            return flat([value(f"({','.join(point)})") for point in dict.fromkeys(itertools.product(*items))])
     return flat([value(text.translate(_UPPER)), value(text.translate(_LOWER))])

@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable
 
 from grpo_math.verifiers._math import evaluate, grammar
-from grpo_math.verifiers._math.brackets import reals_without
+from grpo_math.verifiers._math.brackets import REALS, interval_without
 from grpo_math.verifiers._math.cut import outside, split
 from grpo_math.verifiers._math.literals import Unreadable, Unsupported
 from grpo_math.verifiers._math.names import GREEK
 from grpo_math.verifiers._math.scalars import scalar
 from grpo_math.verifiers._math.tree import Node, symbols
 from grpo_math.verifiers._math.values import INFINITY, Ordered, Relation, Scalar, Value
-from grpo_math.verifiers._math.words import denies, words
+from grpo_math.verifiers._math.words import PLAIN_TEXT, denies, words
 
 Read = Callable[[str], Value]  # read.value, for what stands on a side
 
@@ -22,14 +22,15 @@ _GREEK = "|".join(sorted(GREEK, key=len, reverse=True))
 _SUBSCRIPT = r"(?: ?_ ?(?:\{[^{}]*\}|[A-Za-z0-9]|\\[A-Za-z]+))?"
 _VARIABLE = re.compile(
     rf"(?:[A-Za-z]|[A-Z]{{2,3}}|\\(?:{_GREEK})(?![A-Za-z])|\\text ?\{{ ?[A-Za-z] ?\}}|\{{ ?[A-Za-z] ?\}}"
-    rf"|\\(?:vec|overline|overrightarrow|bar|hat) ?\{{[A-Za-z ]*\}}){_SUBSCRIPT}'*"
+    rf"|\\(?:vec|overline|overrightarrow|bar|hat|dot|ddot) ?\{{[A-Za-z ]*\}}){_SUBSCRIPT}'*"
 )
 _CALL = re.compile(rf"\\?[A-Za-z]+{_SUBSCRIPT}'*(?: ?\^ ?\{{ ?-1 ?\}})? ?\([^()]*\)")
 _ONE_LETTER_CALL = re.compile(r"[A-Za-z] ?\( ?[A-Za-z] ?\)")
 _QUANTITY = re.compile(
-    rf"(?:[A-Za-z(){{}}/:|+ ',-]"
+    rf"(?:[A-Za-z(){{}}/:| ',]"
     rf"|\\(?:{_GREEK}|frac|overline|overrightarrow|vec|sin|cos|tan|cot|max|min|text)(?![A-Za-z]))+"
 )
+_SUM = re.compile(r" ?[A-Za-z]'?(?: ?[+-] ?[A-Za-z]'?)+ ?")
 _IN_CALL = re.compile(r"(?<=[A-Za-z]) ?\([^()]*\)")
 _INDEX = re.compile(r" ?_ ?(?:\{[^{}]*\}|[A-Za-z0-9]|\\[A-Za-z]+)")
 _NAMES = re.compile(r"\( ?[A-Za-z\\][A-Za-z]*(?: ?, ?[A-Za-z\\][A-Za-z]*)* ?\)")
@@ -94,6 +95,8 @@ def _is_name(text: str) -> bool:
 def _is_quantity(text: str) -> bool:
     """The left side of |AB| = 1, of S_1 : S_2 = 3 : 4, of P(A) = 1/2, of m + n = 7: it names what was asked for."""
     outer = _INDEX.sub("", _IN_CALL.sub("", text))
+    if _SUM.fullmatch(outer):
+        return not denies(text)
     return _QUANTITY.fullmatch(outer) is not None and re.search("[A-Za-z]", outer) is not None and not denies(text)
 
 
@@ -101,8 +104,9 @@ def _equation(parts: list[str], value: Read) -> Value:
     left = parts[0]
     if len(set(parts)) < len(parts):
         raise Unreadable("an equation of something with itself")
-    if all(_ABBREVIATION.fullmatch(part) for part in parts) and len(parts) == 2:
-        return Relation("=", _difference(*(Scalar(("sym", part)) for part in parts)))  # MR = SRMC
+    plain = [PLAIN_TEXT.sub(r"\1", part).strip() for part in parts]
+    if all(_ABBREVIATION.fullmatch(part) for part in plain) and len(parts) == 2:
+        return Relation("=", _difference(*(Scalar(("sym", part)) for part in plain)))  # MR = SRMC
     if _NAMES.fullmatch(left) and len(parts) == 2:
         return _in_order_of_names(left, value(parts[1]))
     if words(left) or (":" in left and _is_quantity(left)):
@@ -173,7 +177,7 @@ def _inequality(operator: str, left: str, right: str) -> Value:
     if operator == "≠":
         point = b if _is_variable(left) else a if _is_variable(right) else None
         if point is not None and point.node[0] == "num":
-            return reals_without([point])
+            return interval_without(REALS, [point])
         return Relation(operator, _difference(a, b))
     if _is_bounded(left) and not symbols(b.node):
         return _below(b, closed)

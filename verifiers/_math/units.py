@@ -43,6 +43,8 @@ _UNITS: dict[str, tuple[str, str, str]] = {
     "ml": ("volume", "1/1000", "mL milliliter millilitre"),
     "cent": ("money", "1", "cents ¢"),
     "dollar": ("money", "100", "dollars USD usd bucks"),
+    "''": ("", "1", "arcsec arcseconds arcsecond"),
+    "'": ("", "1", "arcmin arcminutes arcminute"),
     "rad": ("", "1", "rads radian radians"),
     "yr": ("", "1", "yrs year"),
     "Hz": ("", "1", "hertz hz"),
@@ -77,11 +79,12 @@ _SCALES = {
     "trillion": 10**12,
 }  # fmt: skip
 
+_LETTERS = {"e", "i", "j", "x"}  # which are numbers or variables, and no units
 _POWER = r"(?: ?\^ ?(?:\{ ?-?\d ?\}|-?\d))?"
 _RAISED = re.compile(r" ?\^ ?(?:\{ ?(-?\d) ?\}|(-?\d))$")
 _TEXT = re.compile(r"\\text ?\{((?:[^{}]|\{[^{}]*\})*)\}$")
 _BARE = re.compile(rf"(?:(?<=[\d}})])|(?<=\\pi))( ?)([A-Za-z¢]+{_POWER}(?:(?: ?[/*] ?| )[A-Za-z]+{_POWER})*)$")
-_DEGREE = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ|o|\{ ?o ?\}) ?([CFK]?)$")
+_DEGREE = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ|o|\{ ?o ?\}) ?(?:\\text ?\{ ?)?([CFK]?)(?: ?\})?$")
 _PRIMES = re.compile(r"(?<=\d) ?\^? ?\{? ?('(?: ?')?) ?\}?$")  # minutes and seconds of arc, feet and inches
 _FUNCTION = re.compile("|".join(rf"\\{name}" for name in sorted(FUNCTIONS)))
 _CURRENCY = re.compile(
@@ -108,7 +111,7 @@ def split_unit(text: str) -> tuple[str, str, int]:
         if found is None or not rest.strip():
             break
         text = rest.rstrip()
-        if text.endswith("/") and _TEXT.search(_RAISED.sub("", text[:-1].rstrip())):
+        if text.endswith("/"):
             text, found = text[:-1].rstrip(), [(name, -power) for name, power in found]
         for name, power in found:
             if name in _SCALES:
@@ -169,9 +172,9 @@ def _tokens(words: str) -> list[Token]:
             continue
         power = int(match[2] or match[3] or 1)
         plain = word.lower()
-        if word in FUNCTIONS or word in GREEK or plain == "pi":
+        if word not in _CANONICAL and (word in FUNCTIONS or word in GREEK or plain == "pi"):
             raise Unreadable(f"{words.strip()!r} behind a number is not a unit")
-        if plain in NOT_UNITS and not (plain in ("squared", "cubed") and tokens):
+        if (plain in NOT_UNITS or word in _LETTERS) and not (plain in ("squared", "cubed") and tokens):
             raise Unreadable(f"{words.strip()!r} behind a number is not a unit")
         if plain in ("square", "sq", "cubic", "squared", "cubed"):
             raising = 2 if plain in ("square", "sq", "squared") else 3

@@ -7,7 +7,7 @@ import re
 from grpo_math.verifiers._math.names import DENIALS
 from grpo_math.verifiers._math.values import Words
 
-_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
+PLAIN_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z.' -]*")
 _SHORT_WORDS = {"yes", "no", "odd", "all", "none", "true", "false", "dne"}
 _OPENING = re.compile(r"(?:the |an? |it is |there (?:is|are) |option |choice |answer )+", re.IGNORECASE)
@@ -31,7 +31,7 @@ _DATE = re.compile(r"([a-z]{3,9})\.? (\d{1,2})(?:st|nd|rd|th)?|(\d{1,2})(?:st|nd
 
 def words(text: str) -> Words | None:
     """Whole words, in \\text{} or long enough not to be a product of variables; a date; the letter of a choice."""
-    bare = " ".join(_TEXT.sub(r" \1 ", text.replace("^{", "").replace("^", "")).replace("}", " ").split())
+    bare = " ".join(PLAIN_TEXT.sub(r" \1 ", text.replace("^{", "").replace("^", "")).replace("}", " ").split())
     if date := _date(bare.casefold()):
         return date
     if not _WORDS.fullmatch(bare):
@@ -39,7 +39,7 @@ def words(text: str) -> Words | None:
     if bare.casefold() in _SHORT_WORDS:
         return Words(bare)
     in_text = text.startswith(r"\text") and len(bare) > 1
-    if not in_text and len(max(bare.split(), key=len)) <= 3:
+    if not in_text and len(max(re.split("[ -]", bare), key=len)) <= 3:
         return None
     return Words(_OPENING.sub("", bare, count=1).rstrip(". ") if _OPENING.match(bare) else bare.rstrip(". "))
 
