@@ -1,4 +1,8 @@
-"""Labelled answers, written by people who did not see the verifier: what is known of its mistakes, and nothing more."""
+"""Labelled answers, written by people who had not seen the verifier: what it gets wrong is known, and does not grow.
+
+math.jsonl was mended against until next to nothing was left; the other two sets came later, and hold what is still out
+of reach (GSM8K's solutions that end in prose, congruences, functions by cases, sets by a parameter).
+"""
 
 from pathlib import Path
 
@@ -9,12 +13,11 @@ from grpo_math.verifiers import math as verifier
 
 CASES = Path(__file__).parent / "cases"
 
-# Right answers that are not accepted, and what it would take.
-MISSED = {
-    "T_interval/": "]2,5] for (2,5], and |x - 5/2| <= 9/2 for [-2,7]: French brackets, and solving for a modulus",
-    "T_union/": "R without [2,3]: differences of intervals",
-    "T_date/": "March 14 with th as an exponent",
-    "T_word/": "even function for even",
+# file: (how many lines, right answers that are not accepted, wrong answers that are)
+KNOWN = {
+    "math.jsonl": (3585, 5, []),
+    "math_completions.jsonl": (959, 15, []),
+    "math_pairs.jsonl": (2367, 85, ["pairs-2144"]),  # 1/7 % for 0.142857...: what percent=either says
 }
 
 
@@ -25,18 +28,49 @@ def judged(name):
     return [(pair, verifier.verify(*pair.job[:2])) for pair in pairs]
 
 
-def test_labelled_answers():
-    """3,585 answers in 150 categories. False accepts are none, false rejects are those of MISSED."""
-    verdicts = judged("math.jsonl")
-    assert [pair.id for pair, verdict in verdicts if verdict.reward == 1.0 and not pair.expected] == []
-    rejected = [pair.id for pair, verdict in verdicts if verdict.reward != 1.0 and pair.expected]
-    assert [id for id in rejected if not id.startswith(tuple(MISSED))] == []
-    assert len(rejected) <= 6
+@pytest.mark.parametrize("name", KNOWN)
+def test_labelled_answers(name):
+    lines, missed, accepted = KNOWN[name]
+    verdicts = judged(name)
+    assert len(verdicts) == lines
+    assert [pair.id for pair, verdict in verdicts if verdict.reward == 1.0 and not pair.expected] == accepted
+    assert sum(verdict.reward != 1.0 for pair, verdict in verdicts if pair.expected) <= missed
 
 
-@pytest.mark.parametrize("reward", [1.0])
-def test_no_hostile_answer_is_accepted(reward):
-    """664 inputs that a policy might try: none gets the reward, and none is an error of ours."""
+def test_no_hostile_answer_is_accepted():
+    """668 inputs that a policy might try: none gets the reward, and none is an error of ours."""
     verdicts = judged("math_hostile.jsonl")
-    assert [(pair.id, pair.job[1]) for pair, verdict in verdicts if verdict.reward == reward] == []
+    assert [(pair.id, pair.job[1]) for pair, verdict in verdicts if verdict.reward == 1.0] == []
     assert [(pair.id, verdict.detail) for pair, verdict in verdicts if verdict.reason == "error"] == []
+
+
+SLOW = [
+    "5\\text{" + "." * 1900 + "!}", "\\sum_{k=1}^{2000}\\sin\\frac k9+\\frac x0", "\\sum_{k=1}^{2500}k!+n/0",
+    ",".join(f"\\sum_{{k=1}}^{{2000}}k!+{i}" for i in range(60)), "\\{" * 18 + "5" + "\\}" * 18, "$" + " " * 398 + "x",
+    " " * 1900 + "x", "+".join(f"\\sin({i}x)" for i in range(100)), ",".join(f"\\sin({i}x)" for i in range(64)),
+    "\\{" + ",".join(f"\\sqrt{{{i}}}" for i in range(60)) + "\\}", "\\begin{pmatrix}" + "1&" * 900 + "\\end{pmatrix}",
+    "=".join(f"{i}-{i - 1}" for i in range(100, 300)), "(x+1)^{2000}", "A. " * 660, "the point " * 190, "1\\pm" * 400,
+    "\\prod_{k=1}^{2500}\\sqrt2", "+".join(["\\sum_{k=1}^{2000}k^{1400}"] * 40), "+".join(["x^x"] * 190) + "+1/0",
+    "0_" * 900, "\\text{for all x} " * 100, "k∈\\mathbb{Z}," * 120, "1{,}000" * 280, "5 " + "a/" * 900, "9" * 1990,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", SLOW, ids=lambda answer: answer[:24])
+def test_no_answer_needs_more_than_its_budget_of_work(answer):
+    """Found by an attacker, at seconds to minutes each. Counted, for a time would depend on the machine."""
+    from grpo_math.verifiers._math.exact import BUDGET
+
+    for gold in ("17", "\\sqrt{2}+x", answer):
+        assert verifier.equivalent(gold, answer) in (True, False, None)
+        assert BUDGET.spent <= BUDGET.limit + 10_000
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["answer is ", "\\boxed{", "{", "\\boxed{5}, ", "answer: $5$ ", "not ", "the answer is not 5. ", "\\boxed 5 "],
+)
+def test_a_completion_of_megabytes_is_read_at_its_end(part):
+    assert verifier.verify(verifier.EXAMPLES[0][0], part * (2_000_000 // len(part)) + "\\boxed{18}").reward in (
+        1.0,
+        0.0,
+    )

@@ -50,7 +50,10 @@ _TAKEN_BACK = re.compile(  # "\\boxed{5} is wrong", "\\boxed{5}? No, it is 6", "
 )
 _FILLER = re.compile(r"(?:\s|\*\*|__|:|,|=|\b(?:therefore|thus|then|simply|just|equal to|given by)\b)*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|[.!](?:\s|$|\*\*)|\*\*|(?<!\\),? (?:because|since|so|as)\b")
-_STATEMENT = re.compile(r"(?:the|its|their|our|a|an|total|number)\b[^=]* (?:is|are|equals) ", re.IGNORECASE)
+_STATEMENT = re.compile(
+    r"(?:(?:so|therefore|thus|hence),? )?(?:the|its|their|our|a|an|total|number)\b[^=]* (?:is|are|equals) ",
+    re.IGNORECASE,
+)
 _TEXT_MACRO = re.compile(r"\\text ?\{([^{}]*)\}")
 _GOES_ON = re.compile(r"\s*(?:[,;/(?%]|and\b|or\b|\\text|\. ?sorry)\s*\S", re.IGNORECASE)
 _DISPLAY = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}

@@ -14,6 +14,7 @@ from grpo_math.verifiers._math.values import Outcome, Scalar
 _PERCENT: Node = ("num", Fraction(1, 100))
 _DEGREE: Node = ("degree", ("num", Fraction(1)))
 _CONSTANT = re.compile("[cCkK](_[01])?")
+_INTEGER = re.compile("[cCkK](_[01])?|[klmn]")
 _PI = "(const pi)"
 
 
@@ -40,14 +41,10 @@ def same_quantity(gold: Scalar, candidate: Scalar, rules: Conventions) -> Outcom
 
 
 def _with_our_constant(gold: Node, candidate: Node) -> Node | None:
-    """x^2 + C for x^2 + c: an arbitrary constant may have another name, where it is the only letter that differs."""
+    """x^2 + C for x^2 + c: the only letter that differs may be an arbitrary constant, or the integer of 2 pi k."""
     ours, theirs = symbols(gold) - symbols(candidate), symbols(candidate) - symbols(gold)
-    if (
-        gold[0] == "sym"
-        or len(ours) != 1
-        or len(theirs) != 1
-        or not all(_CONSTANT.fullmatch(name) for name in ours | theirs)
-    ):
+    arbitrary = _INTEGER if _PI in spelling(gold) else _CONSTANT
+    if gold[0] == "sym" or len(ours) != 1 or len(theirs) != 1 or not all(map(arbitrary.fullmatch, ours | theirs)):
         return None
     return rename(candidate, theirs.pop(), ours.pop())
 

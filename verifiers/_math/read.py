@@ -58,7 +58,8 @@ _PROSE = re.compile(
 )  # \\text{The total is } 5
 _QUALIFIER = re.compile(  # what the letters of an answer stand for
     r"""(?<=.)(?:,|;|,?\ ?\\text\ ?\{|\ (?=where|for|with)|(?=\ \()\ )?\ ?\(?\ ?
-    (?:for\ (?:all|any|every)\ ?\}?\ ?(?:real|integer|positive|natural|non-?negative|[a-zA-Z](?![A-Za-z]))[^.=]{0,40}
+    (?:for\ [a-z](?:\ ?,\ ?[a-z])*\ ?∈.{1,40}
+      |for\ (?:all|any|every)\ ?\}?\ ?(?:real|integer|positive|natural|non-?negative|[a-zA-Z](?![A-Za-z]))[^.=]{0,40}
       |(?:where|with|for)\b[^.=]{0,60}\b(?:integer|constant|arbitrary|real|natural)\b.{0,60}
       |(?:(?<=[,;({])|(?<=[,;({]\ ))[a-z](?:\ ?,\ ?[a-z])*\ ?∈\ ?\\mathbb\ ?
        (?:\{\ ?[ZNQR]\ ?\}|[ZNQR])(?:\ ?[\^_]\ ?(?:\{[^{}]*\}|.))?)

@@ -37,7 +37,7 @@ def words(text: str) -> Words | None:
     if not _WORDS.fullmatch(bare):
         return None
     if bare.casefold() in _SHORT_WORDS:
-        return Words(bare)
+        return Words("does not exist" if bare.casefold() == "dne" else bare)
     in_text = text.startswith(r"\text") and len(bare) > 1
     if not in_text and len(max(re.split("[ -]", bare), key=len)) <= 3:
         return None
