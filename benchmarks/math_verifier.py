@@ -4,8 +4,8 @@
     python -m benchmarks.math_verifier --pairs ../shared/cases/math_dev.jsonl tests/cases/math.jsonl \
         --hostile tests/cases/math_hostile.jsonl
 
-Both run in the same worker processes with the same deadline (grpo_math/scoring_pool.py), one after the other. Left out:
-a verdict on the labels, which are those of the files.
+Both run in the same worker processes with the same deadline (grpo_math/scoring_pool.py), one after the other. calls/s
+includes their start. Left out: a verdict on the labels, which are those of the files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from grpo_math import config
 from grpo_math.find import find_verifier
-from grpo_math.pairs import Pair, judge, read_pairs
+from grpo_math.pairs import Pair, judge, quantile, read_pairs, share
 from grpo_math.types import UserError, Verdict
 
 PEERS = {"grpo-math": "math", "Math-Verify": "benchmarks.with_math_verify"}
@@ -61,18 +61,11 @@ def row(name: str, pairs: Sequence[Pair], measured: Measured) -> list[str]:
     ]
 
 
-def share(count: int, total: int) -> str:
-    return f"{count} ({count / total:.2%})" if total else "-"
-
-
-def quantile(ordered: Sequence[float], at: float) -> float:
-    return ordered[min(len(ordered) - 1, int(at * len(ordered)))]
-
-
 def load(paths: Sequence[Path]) -> list[Pair]:
     from_row: Callable[..., object] = find_verifier("math").from_row
     broken: list[str] = []
     pairs = [pair for path in paths for pair in read_pairs(path, from_row, broken)]  # type: ignore[arg-type]
+    broken += [f"{pair.id}: has no expected" for pair in pairs if pair.expected is None]
     if broken:
         raise UserError(f"{len(broken)} lines cannot be used, the first: {broken[0]}")
     return pairs

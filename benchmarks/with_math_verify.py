@@ -13,11 +13,11 @@ def verify(problem: Problem, completion: str) -> Verdict:
     from math_verify import verify as same  # type: ignore[import-not-found]
 
     extracted = problem.metadata["conventions"].get("answer_format") == "whole"
-    gold = parse(in_dollars(problem.answer))
+    golds = [parse(in_dollars(gold)) for gold in (problem.answer, *problem.metadata.get("alternatives", ()))]
     answer = parse(in_dollars(completion) if extracted else completion)
     if not answer:
         return Verdict(0.0, "no_answer")
-    return Verdict(1.0, "correct") if same(gold, answer) else Verdict(0.0, "wrong")
+    return Verdict(1.0, "correct") if any(same(gold, answer) for gold in golds) else Verdict(0.0, "wrong")
 
 
 def in_dollars(text: str) -> str:

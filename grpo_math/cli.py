@@ -55,6 +55,9 @@ TaskFile = Annotated[str | None, typer.Option("--path", metavar="FILE", help="Th
 TaskOptions = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the task; may be repeated.")
 ]
+VerifierOptions = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the verifier; may be repeated.")
+]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that run the verifier.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.01, metavar="S", help="Seconds until a verifier is killed.")]
 
@@ -131,6 +134,7 @@ def evaluate(
         typer.Option(help="Folder for results.json and samples.jsonl.", show_default="runs/evaluate/MODEL-TASK"),
     ] = None,
     verifier: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of the task's own.")] = None,
+    set_: VerifierOptions = None,
     workers: Workers = 2,
     timeout: Timeout = 2.0,
     max_rows: Annotated[
@@ -148,11 +152,14 @@ def evaluate(
     """
     ks = _ks(k, n)
     chosen = _task(task, split, path, None, option)
-    from grpo_math.find import find_verifier, verifier_of
+    from grpo_math import config
+    from grpo_math.find import verifier_of
     from grpo_math.plan import check_model, check_task, check_writable
+    from grpo_math.scoring import check_options
 
     check_task(chosen, "--path")
-    find_verifier(verifier_of(task, verifier))
+    options = _options("--set", set_)
+    check_options(config.Reward(verifier=verifier_of(task, verifier), options=options))
     check_model(model, "MODEL")
     folder = out or Path("runs") / "evaluate" / f"{model.strip('./').replace('/', '--')}-{Path(task).stem}"
     check_writable(folder, "--out")
@@ -161,8 +168,8 @@ def evaluate(
 
     evaluate_command(
         model=model, task=chosen, n=n, k=ks, limit=limit, temperature=temperature, top_p=top_p, top_k=top_k,
-        max_tokens=max_tokens, seed=seed, out=folder, verifier=verifier, workers=workers, timeout_s=timeout,
-        max_rows=max_rows, dtype=dtype, device=device,
+        max_tokens=max_tokens, seed=seed, out=folder, verifier=verifier, options=options, workers=workers,
+        timeout_s=timeout, max_rows=max_rows, dtype=dtype, device=device,
     )  # fmt: skip
 
 
@@ -184,9 +191,7 @@ def verify(
         Path | None, typer.Option(metavar="FILE", help="Judge the answers in this file of JSON lines.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the verdicts on --pairs go.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the verifier; may be repeated.")
-    ] = None,
+    set_: VerifierOptions = None,
     workers: Workers = 2,
     timeout: Timeout = 2.0,
 ) -> None:
@@ -220,10 +225,11 @@ def verify(
         from grpo_math.pairs import verify_pairs
 
         good = verify_pairs(name, pairs, out, _options("--set", set_), workers, timeout)
-    elif set_:
-        raise UserError("--set speaks of the verifier's options; give it with --pairs, or --answer and --completion")
     elif task is not None:
-        good = checks.verify_gold(_task(task, split, path, limit, option), name, workers, timeout)
+        chosen = _task(task, split, path, limit, option)
+        good = checks.verify_gold(chosen, name, workers, timeout, _options("--set", set_))
+    elif set_:
+        raise UserError("--set speaks of the verifier's options; give it with --task, --pairs, or --answer")
     elif path is not None or limit is not None or option:
         raise UserError("--path, --limit and --option speak of a task's problems; name the task with --task")
     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,6 +118,7 @@ def evaluate_command(
     seed: int,
     out: Path,
     verifier: str | None,
+    options: Mapping[str, Any],
     workers: int,
     timeout_s: float,
     max_rows: int,
@@ -138,7 +139,7 @@ def evaluate_command(
     from grpo_math.scoring import Scorer
 
     began = time.perf_counter()
-    reward = config.Reward(verifier=verifier or verifier_of(task.name))
+    reward = config.Reward(verifier=verifier or verifier_of(task.name), options=dict(options))
     if limit is not None:
         task = task.model_copy(update={"limit": min(limit, task.limit or limit)})
     source = load_problems(task, getattr(find_verifier(reward.verifier), "check", None))

@@ -10,6 +10,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -48,6 +49,7 @@ def verify_pairs(
     reward = config.Reward(verifier=verifier, options=dict(options))
     check_options(reward)
     from_row: FromRow = getattr(module, "from_row", completion_row)
+    check_out(source, out)
     broken: list[str] = []
     pairs = list(read_pairs(source, from_row, broken))
     for complaint in broken[:SHOWN]:
@@ -56,16 +58,38 @@ def verify_pairs(
         print(f"skipped {len(broken) - SHOWN:,} more lines", file=sys.stderr)
     if not pairs:
         raise UserError(f"{source} has no line that can be used; see grpo-math verify --help for what a line needs")
-    partial = out.with_name(f"{out.name}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as stream:
-            results = judge(pairs, reward, config.Scoring(workers=workers, timeout_s=timeout_s), stream)
-        os.replace(partial, out)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); give another file") from error
+    with written(out) as stream:
+        results = judge(pairs, reward, config.Scoring(workers=workers, timeout_s=timeout_s), stream)
     print(summary(pairs, results, broken, out))
     return not broken
+
+
+def check_out(source: Path, out: Path) -> None:
+    """Raises UserError where `out` cannot take the verdicts, before anything is judged."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give a file, such as {out / 'verdicts.jsonl'}")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"--out {out} is the file that --pairs reads; give another one")
+
+
+@contextmanager
+def written(out: Path) -> Iterator[TextIO]:
+    """A stream into OUT.partial, which becomes `out` at the end; a device or pipe is written as it is."""
+    whole = not out.exists() or out.is_file()
+    partial = out.with_name(f"{out.name}.partial") if whole else out
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stream = partial.open("w", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); give another file") from error
+    try:
+        with stream:
+            yield stream
+    except KeyboardInterrupt:
+        print(f"the verdicts up to here are in {partial}", file=sys.stderr)
+        raise
+    if whole:
+        os.replace(partial, out)
 
 
 def completion_row(row: Mapping[str, Any]) -> tuple[Problem, str]:
@@ -157,8 +181,8 @@ def summary(pairs: Sequence[Pair], results: Sequence[tuple[Verdict, float]], bro
         + (f", {len(broken):,} skipped" if broken else "")
         + f" -> {out}: "
         + ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])),
-        f"ms a line: mean {sum(milliseconds) / len(milliseconds):.2f}, median {_quantile(milliseconds, 0.5):.2f}, "
-        f"p99 {_quantile(milliseconds, 0.99):.2f}, largest {milliseconds[-1]:.2f}",
+        f"ms a line: mean {sum(milliseconds) / len(milliseconds):.2f}, median {quantile(milliseconds, 0.5):.2f}, "
+        f"p99 {quantile(milliseconds, 0.99):.2f}, largest {milliseconds[-1]:.2f}",
     ]
     labelled = [(pair, verdict) for pair, (verdict, _) in zip(pairs, results, strict=True) if pair.expected is not None]
     if labelled:
@@ -192,15 +216,16 @@ def _row(name: str, items: Sequence[tuple[Pair, Verdict]]) -> tuple[str, ...]:
         name,
         f"{len(items):,}",
         f"{agreed / len(items):.2%}",
-        _share(accepted, len(wrong)),
-        _share(rejected, len(right)),
+        share(accepted, len(wrong)),
+        share(rejected, len(right)),
         str(unknown),
     )
 
 
-def _share(count: int, total: int) -> str:
+def share(count: int, total: int) -> str:
+    """3 of 60 (5.00%)"""
     return f"{count} of {total} ({count / total:.2%})" if total else "-"
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
+def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -99,6 +99,7 @@ def measure(cfg: config.Common, task: config.Task, out: Path, seed: int) -> dict
         seed=seed,
         out=out,
         verifier=None,
+        options={},
         workers=cfg.scoring.workers,
         timeout_s=cfg.scoring.timeout_s,
         max_rows=cfg.rollout.max_rows,

@@ -17,7 +17,7 @@ from grpo_math.types import UserError
 
 
 def rows(
-    path: str | None, hub: tuple[str, str | None], split: str, fields: tuple[str, ...]
+    path: str | None, hub: tuple[str, str | None], split: str, fields: tuple[str, ...], lists: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """(number from 1, source for people, row) from `path` where given, else from the Hub data set (id, config).
 
@@ -25,11 +25,11 @@ def rows(
     """
     if path is None:
         dataset_id, config_name = hub
-        for number, row in hub_rows(dataset_id, config_name, split, fields):
+        for number, row in hub_rows(dataset_id, config_name, split, fields, lists):
             yield number, f"{dataset_id}/{split}:{number}", row
     else:
         path = path.replace("{split}", split)
-        for number, row in read_rows(path, fields):
+        for number, row in read_rows(path, fields, lists):
             yield number, f"{path}:{number}", row
 
 
@@ -41,10 +41,13 @@ def check_split(task: str, split: str, splits: tuple[str, ...]) -> None:
         )
 
 
-def read_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(
+    path: str | Path, fields: tuple[str, ...], lists: tuple[str, ...] = ()
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, row) of JSON lines, or (position, row) of one JSON list in a .json file; either may be .gz.
 
-    Each row has every one of `fields` as a non-empty string. Blank lines are skipped. Raises UserError.
+    Each row has every one of `fields` as a non-empty string, those in `lists` perhaps as a list of strings. Blank lines
+    are skipped. Raises UserError.
     """
     file = Path(path).expanduser()
     if file.is_dir():
@@ -56,7 +59,7 @@ def read_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[int, 
             parse = _json_list if suffix == ".json" else _json_lines
             number = 0
             for number, row in parse(path, cast(BinaryIO, stream)):
-                _check_row(f"{path}:{number}", row, fields)
+                _check_row(f"{path}:{number}", row, fields, lists)
                 yield number, row
     except FileNotFoundError as error:
         raise UserError(_missing(path, file)) from error
@@ -67,7 +70,7 @@ def read_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[int, 
 
 
 def hub_rows(
-    dataset_id: str, config_name: str | None, split: str, fields: tuple[str, ...]
+    dataset_id: str, config_name: str | None, split: str, fields: tuple[str, ...], lists: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number from 1, row) of a Hub data set, downloaded or from the local cache. Raises UserError."""
     from datasets import load_dataset
@@ -84,7 +87,7 @@ def hub_rows(
         ) from error
     number = 0
     for number, row in enumerate(data, 1):
-        _check_row(f"{dataset_id}/{split}:{number}", row, fields)
+        _check_row(f"{dataset_id}/{split}:{number}", row, fields, lists)
         yield number, row
     if not number:
         raise UserError(f"the split {split!r} of {dataset_id} has no rows; choose another with task.split")
@@ -129,7 +132,7 @@ def _parse(path: str | Path, content: bytes, number: int | None) -> Any:
         raise UserError(f"{where}: JSON that cannot be read ({error}); mend or delete the line") from error
 
 
-def _check_row(where: str, row: Any, fields: tuple[str, ...]) -> None:
+def _check_row(where: str, row: Any, fields: tuple[str, ...], lists: tuple[str, ...]) -> None:
     if not isinstance(row, dict):
         raise UserError(f"{where} is {_kind(row)}, not an object with the {_list(fields)}; mend or delete the row")
     for field in fields:
@@ -144,6 +147,8 @@ def _check_row(where: str, row: Any, fields: tuple[str, ...]) -> None:
                 )
             )
         value = row[field]
+        if field in lists and isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+            continue
         if not isinstance(value, str):
             raise UserError(
                 f"{where}: {field!r} is {_kind(value)}, {json.dumps(value, default=str)[:40]}, where a string is "

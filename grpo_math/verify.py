@@ -46,7 +46,13 @@ def verify_examples(names: Sequence[str], workers: int, timeout_s: float) -> boo
     return good
 
 
-def verify_gold(task: config.Task, verifier: str | None, workers: int, timeout_s: float) -> bool:
+def verify_gold(
+    task: config.Task,
+    verifier: str | None,
+    workers: int,
+    timeout_s: float,
+    options: Mapping[str, Any] | None = None,
+) -> bool:
     """Print how many of a task's own answers its verifier accepts, and each refused one. True if none is refused."""
     module, verifier = find_task(task.name), verifier_of(task.name, verifier)
     check: Callable[[Problem], str | None] | None = getattr(find_verifier(verifier), "check", None)
@@ -57,7 +63,7 @@ def verify_gold(task: config.Task, verifier: str | None, workers: int, timeout_s
         print(f"task {task.name} has no end: taking its first {PEEK:,} problems (--limit changes that)")
     gold: Callable[[Problem], str] = getattr(module, "gold_completion", lambda problem: f"\\boxed{{{problem.answer}}}")
     began = time.monotonic()
-    verdicts = _score(verifier, [(p, completion_of(gold(p))) for p in problems], workers, timeout_s)
+    verdicts = _score(verifier, [(p, completion_of(gold(p))) for p in problems], workers, timeout_s, options)
     refused = []
     for problem, verdict in zip(problems, verdicts, strict=True):
         complaint = None if verdict.reason == "correct" else _why(verdict)

@@ -60,7 +60,11 @@ SAME = [
     (r"\begin{pmatrix}1/2\\3\end{pmatrix}", r"\begin{bmatrix} 0.5 \\ 3 \end{bmatrix}"), ("3:2", "6:4"),
     ("12:00", "12:00"), (r"15\mbox{ cm}^2", r"15 \text{ square centimeters}"), ("90^\\circ", "90 degrees"),
     ("5 \\text{ hours}", "5 hr"), ("(2,\\infty)", "2x > 4"), ("[1,\\infty)", "3 - 2x \\le 1"), ("x<1", "-x > -1"),
-    ("m", "m"),
+    ("m", "m"), ("I(0)e^{-t}", r"I\left(0\right)e^{-t}"), ("18", r"\text{18 dollars}"), ("18", r"\mathrm{18\ cm}"),
+    ("9", r"\color{red}{9}"), ("9", r"\underline{9}"), ("3:2", "3.0:2"), ("5000000000000000", "5 quadrillion"),
+    ("72 \\text{ km/h}", "20 m/s"), ("x = 4, y = 2", "(4, 2)"), ("mv' + bv = f", r"\frac{dv}{dt} = \frac{f - bv}{m}"),
+    ("x^2 + C", "x^2 + c"), (r"2\pi k", r"2\pi n, n \in \mathbb{Z}"), (r"\mathbb{R} \setminus \{2\}", r"x \ne 2"),
+    ("(0,3) \\cup (3,5)", r"(0,5) \setminus \{3\}"), ("(3,2),(3,-2),(-3,2),(-3,-2)", r"(\pm 3, \pm 2)"),
 ]  # fmt: skip
 
 DIFFERENT = [
@@ -82,7 +86,8 @@ DIFFERENT = [
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"), ("5", ""), (r"\emptyset", ",,"),
     (r"\infty", r"-\infty"), ("5r^5", "(5r)^5"), (r"\sin x", r"\sin(-x)"), ("1", "1!!"), ("64", "2^3^2"),
     ("0", r"I(0)e^{-t}"), ("3", r"3\phantom{4}"), ("12", "{1}{2}"), ("6", "2 3"), ("1000.99", "1000,99"),
-    ("10^{-400}", "0"),
+    ("10^{-400}", "0"), ("0", r"I\left(0\right)e^{-t}"), ("5", "5 untrue"), ("5", "5 tenfold"), ("5", r"5\text{ nil}"),
+    ("|ab|", "ab"), ("|x-100|", "100-x"), ("x", r"\lfloor x \rfloor"), ("3:2", "(x-x):(x-x)"), ("C", "c"),
 ]  # fmt: skip
 
 
@@ -132,6 +137,23 @@ def problem(answer):
         ("9 * 2 = 18\n#### 18", "18"),
         ("<think>well</think>42", "42"),
         ("$y_1 = \\boxed{1}$ and $y_2 = \\boxed{2}$", "1, 2"),
+        ("The probability that it does not rain is $\\boxed{5}$.", "5"),
+        ("The number of integers that are not prime is $\\boxed{5}$.", "5"),
+        ("Hence n cannot exceed $\\boxed{5}$.", "5"),
+        ("Since $x \\neq 0$ we get $\\boxed{5}$.", "5"),
+        ("The answer is not 4 but $\\boxed{5}$.", "5"),
+        ("$\\boxed{5}$ is not too large, so it works.", "5"),
+        ("$\\boxed{5}$, but it was never in doubt.", "5"),
+        ("$\\boxed{12}$.\n\nChecking our answer:\n$3(12) + 4 = 40$.", "12"),
+        ("$\\boxed{4}$\n\nTo check the answer: $12 \\div 3 = 4$, which matches.", "4"),
+        ("The answer is 5, which is prime.", "5"),
+        ("The answer is 18, not 20.", "18"),
+        ("If x = 2, then the answer is 5.", "5"),
+        ("#### Step 2\nWe add.\nThe answer is 5.", "5"),
+        ("The answer is 5.\n\n#### Explanation", "5"),
+        ("#### Answer: 5", "5"),
+        ("#### 18\n\nQuestion: and so on", "18"),
+        ("\\boxed{2}<end_of_turn>\\boxed{3}", "2"),
     ],
 )
 def test_last_box(completion, answer):
@@ -153,6 +175,9 @@ NOWHERE = 'no \\boxed{}, no <answer>...</answer>, no ####, no "answer is", no ba
         ("<think> It is \\boxed{5}", "the thinking never ends"),
         ("<think>\\boxed{5}</think> Well.", NOWHERE),
         ("The answer is not $\\boxed{5}$.", "the last box is what the answer is not"),
+        ("It cannot be equal to $\\boxed{5}$.", "the last box is what the answer is not"),
+        ("$\\boxed{5}$ is wrong.", "the last box is what the answer is not"),
+        ("$\\boxed{5}$. Wait, that is not right.", "the last box is what the answer is not"),
         ("This is not the final answer: 5", NOWHERE),
         ("\\boxedfoo{5}", "no \\boxed{}"),
     ],
@@ -204,7 +229,7 @@ def test_hostile_answers_are_wrong_within_the_deadline(gold, answer):
     assert not verifier.equivalent(gold, answer)
     verifier.equivalent(answer, answer)
     assert verifier.verify(problem(gold), "\\boxed{" + answer + "}").reward in (0.0, None)
-    assert time.monotonic() - start < 5.0  # the default scoring.timeout_s
+    assert time.monotonic() - start < 2.0  # the default scoring.timeout_s
 
 
 LATEX = st.lists(st.sampled_from([
@@ -255,7 +280,7 @@ def rows(path):
 
 @needs_shared
 def test_development_cases():
-    """At least 95 % right and under 1 % falsely accepted is what was asked for; this holds what was reached."""
+    """Cases that others made; this holds what was reached."""
     accepted, rejected = [], []
     for case in rows("cases/math_dev.jsonl"):
         if "completion" in case:
@@ -273,7 +298,7 @@ def golds(name):
     return [gold for answer in answers for gold in (answer if isinstance(answer, list) else [answer])]
 
 
-# What no reading could save: a bracket is missing, and a formula has been glued to an interval.
+# What no reading could save: a letter is glued to an interval.
 UNUSABLE = {"olympiadbench": ["$t(0,4]$"]}
 
 

@@ -1,6 +1,11 @@
 """grpo-math verify NAME --pairs: a verdict a line, in order, whatever the lines are like."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -140,6 +145,8 @@ def test_a_verifier_of_one_s_own_and_its_options(judge, tmp_path, monkeypatch):
         (["--pairs", "in.jsonl", "--out", "in.jsonl/o"], "--out in.jsonl/o: cannot be written"),
         (["--pairs", "in.jsonl", "--out", "o", "--set", "tolerance"], "--set tolerance: write KEY=VALUE"),
         (["--pairs", "in.jsonl", "--out", "o", "--set", "tolerance=5"], "tolerance=5"),
+        (["--pairs", "in.jsonl", "--out", "."], "--out . is a folder"),
+        (["--pairs", "in.jsonl", "--out", "./in.jsonl"], "is the file that --pairs reads"),
         (["--set", "tolerance=0.1"], "--set speaks of the verifier's options"),
     ],
 )
@@ -161,3 +168,34 @@ def test_one_completion_is_explained():
     assert rows["gold"] == "1/2 (rational number)"
     assert rows["read"] == "as  0.5 cm (rational number, unit cm)"
     assert rows["detail"] == "the same number"
+
+
+def test_ctrl_c_keeps_the_verdicts_so_far(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    lines = [{"id": n, "answer": "", "completion": "0" if n < 40 else "1.5"} for n in range(80)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, "-m", "grpo_math", "verify", "./slow.py", "--pairs", "in.jsonl", "--out", "out.jsonl"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        partial = tmp_path / "out.jsonl.partial"
+        for _ in range(600):
+            if partial.exists() and time.sleep(0.1) is None and process.poll() is None and _written(partial) >= 1:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "out.jsonl.partial" in errors
+    assert [json.loads(line)["id"] for line in partial.read_text().splitlines()] == list(range(_written(partial)))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def _written(path):
+    return path.read_text().count("\n")
+
+
+def test_a_device_is_written_as_it_is(tmp_path, judge):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"id": 1, "answer": "5", "candidate": "5"}\n')
+    result = CliRunner().invoke(app, ["verify", "math", "--pairs", str(source), "--out", "/dev/null"])
+    assert result.exit_code == 0
+    assert Path("/dev/null").is_char_device()

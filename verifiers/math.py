@@ -17,7 +17,7 @@ from typing import Any
 
 from grpo_math.types import Problem, UserError, Verdict
 from grpo_math.verifiers._math.compare import same
-from grpo_math.verifiers._math.conventions import DEFAULT, Conventions, conventions
+from grpo_math.verifiers._math.conventions import Conventions, conventions
 from grpo_math.verifiers._math.echo import is_echo
 from grpo_math.verifiers._math.exact import BUDGET, Undecided
 from grpo_math.verifiers._math.extract import final_answer, whole
@@ -42,11 +42,13 @@ def verify(problem: Problem, completion: str, **options: Any) -> Verdict:
     answer, where = final_answer(completion, rules.answer_format)
     if answer is None:
         return Verdict(0.0, "no_answer", where)
+    if len(answer) > MAX_CHARS:  # and nothing so long is kept in a cache or a log
+        return Verdict(0.0, "wrong", f"the answer is longer than {MAX_CHARS:,} characters", answer[:MAX_CHARS])
     judged: list[Judged] = []
     for gold in _golds(problem):
         if complaint := _complaint(gold, rules):
             return Verdict(None, "error", f"gold answer of {problem.id}: {complaint}", answer)
-        judged.append(_judge(gold, answer, rules))
+        judged.append(_compared(gold, answer, rules))
         if judged[-1][0]:
             if problem.question and plain_number(answer) is None and is_echo(problem.question, gold, answer):
                 return Verdict(0.0, "wrong", "a formula of the question, not worked out", answer)
@@ -78,7 +80,9 @@ def equivalent(gold: str, candidate: str, **options: Any) -> bool | None:
     A candidate that cannot be read is simply not the gold."""
     rules = conventions(options)
     gold, candidate = _stated(gold), _stated(candidate)
-    return None if _complaint(gold, rules) else _judge(gold, candidate, rules)[0]
+    if _complaint(gold, rules):
+        return None
+    return _compared(gold, candidate, rules)[0] if len(candidate) <= MAX_CHARS else False
 
 
 def explain(problem: Problem, completion: str, **options: Any) -> list[tuple[str, str]]:
@@ -101,8 +105,9 @@ def from_row(row: Mapping[str, Any]) -> tuple[Problem, str]:
     if not golds or not all(isinstance(gold, str) for gold in golds):
         raise UserError(f"answer={row.get('answer')!r}: give a string, or a list of strings any of which is right")
     text, question = row[given[0]], row.get("question", row.get("problem", ""))
-    if not isinstance(text, str) or not isinstance(question, str):
-        raise UserError(f"{given[0]}={text!r}: give a string")
+    for key, value in ((given[0], text), ("question", question)):
+        if not isinstance(value, str):
+            raise UserError(f"{key}={value!r}: give a string")
     rules = row.get("conventions", {})
     if not isinstance(rules, dict):
         raise UserError(f"conventions={rules!r}: give a mapping, such as {{'tolerance': 0.01}}")
@@ -147,15 +152,9 @@ def _complaint(gold: str, rules: Conventions) -> str | None:
         return f"{gold[:80]!r} cannot be read: {e}"
 
 
-def _judge(gold: str, answer: str, rules: Conventions = DEFAULT) -> Judged:
-    """For a gold that can be read."""
-    if len(answer) > MAX_CHARS:  # and nothing so long is kept in a cache
-        return False, f"the answer is longer than {MAX_CHARS:,} characters"
-    return _compared(gold, answer, rules)
-
-
 @functools.lru_cache(maxsize=CACHED)
 def _compared(gold: str, answer: str, rules: Conventions) -> Judged:
+    """For a gold that can be read, and an answer within the bounds."""
     BUDGET.reset()
     try:
         outcome = same(read(gold, rules.decimal_comma), read(answer, rules.decimal_comma), rules)

@@ -34,7 +34,7 @@ _SUPER_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _SUB_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 
 _MACROS = {
-    **dict.fromkeys((r"\dfrac", r"\tfrac", r"\cfrac"), r"\frac"),
+    **dict.fromkeys((r"\dfrac", r"\tfrac", r"\cfrac", r"\nicefrac", r"\sfrac"), r"\frac"),
     **dict.fromkeys((r"\dbinom", r"\tbinom"), r"\binom"),
     **dict.fromkeys(
         (r"\mathrm", r"\textbf", r"\textit", r"\textrm", r"\texttt", r"\textsf", r"\mbox", r"\hbox", r"\operatorname",
@@ -44,7 +44,8 @@ _MACROS = {
     **dict.fromkeys(
         (r"\!", r"\displaystyle", r"\textstyle", r"\big", r"\Big", r"\bigg", r"\Bigg", r"\bigl", r"\bigr", r"\Bigl",
          r"\Bigr", r"\left", r"\right", r"\limits", r"\(", r"\)", r"\[", r"\]", r"\bf", r"\mathbf", r"\mathit",
-         r"\mathsf", r"\boldsymbol", r"\bm", r"\mathnormal", r"\Large", r"\large", r"\LARGE", r"\huge", r"\Huge"),
+         r"\mathsf", r"\boldsymbol", r"\bm", r"\mathnormal", r"\underline",
+         r"\Large", r"\large", r"\LARGE", r"\huge", r"\Huge"),
         " ",
     ),
     **dict.fromkeys((r"\,", r"\;", r"\:", r"\>", r"\ ", r"\quad", r"\qquad", r"\hspace", r"\thinspace"), " "),
@@ -69,7 +70,9 @@ _SPACED = re.compile(r"(?<![\d.,_^])(?<!\d )[1-9]\d{0,2}(?: \d{3})+(?!\d| ?/| \d
 _TEXT_NUMBER = re.compile(r"\\text ?\{ ?([-+]?[\d.,]*\d ?(?:\\?%)?) ?\}")
 _NOT_DIGITS = re.compile(r"\D+")
 _ROW_GAP = re.compile(r"(?<=\\\\) ?\[ ?-?[\d.]+ ?(?:pt|mm|cm|em|ex) ?\]")  # \\\\[4pt]
-_SKIP = re.compile(r"\\[hv]space\*? ?\{[^{}]*\}|\\(?:label|tag) ?\{[^{}]*\}")
+_SKIP = re.compile(
+    r"\\(?:text)?color ?\{[^{}]*\}|\\checkmark(?![A-Za-z])|\\[hv]space\*? ?\{[^{}]*\}|\\(?:label|tag) ?\{[^{}]*\}"
+)
 # After the macros have their one spelling.
 _REWRITES = [
     (re.compile(r"\\not ?(?:=|\\eq)"), "≠"),

@@ -61,7 +61,7 @@ def same(gold: Value, candidate: Value, rules: Conventions = DEFAULT) -> Outcome
                 return Outcome(False, f"{len(gold.rows)} rows against {len(candidate.rows)}")
             return _all(_in_order(a, b, rules) for a, b in zip(gold.rows, candidate.rows, strict=True))
         case Ratio(), Ratio():
-            return _ratios(gold.items, candidate.items)
+            return _ratios(gold.items, candidate.items, rules)
         case Relation(), Relation():
             if gold.value and candidate.value and _name_the_same(gold.name, candidate.name):
                 return same(gold.value, candidate.value, rules)
@@ -266,10 +266,10 @@ def _first(values: Sequence[Value], condition: Callable[[Value], bool]) -> int |
     return None
 
 
-def _ratios(gold: tuple[Scalar, ...], candidate: tuple[Scalar, ...]) -> Outcome:
+def _ratios(gold: tuple[Scalar, ...], candidate: tuple[Scalar, ...], rules: Conventions) -> Outcome:
     """6:4 is 3:2, by cross products; with 0 in a ratio they would always agree, and `read` refuses it."""
     if len(gold) != len(candidate):
         return Outcome(False, f"{len(gold)} parts against {len(candidate)}")
     first_gold, first = gold[0].node, candidate[0].node
     pairs = zip(gold, candidate, strict=True)
-    return _all(equal(("mul", a.node, first), ("mul", b.node, first_gold)) for a, b in pairs)
+    return _all(equal(("mul", a.node, first), ("mul", b.node, first_gold), rules.tolerance) for a, b in pairs)

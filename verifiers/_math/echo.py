@@ -47,7 +47,7 @@ def _is_arithmetic(candidate: str, question: str) -> bool:
         node = _tree(re.split(f"[{SIGNS}]", clean(candidate[:MAX_QUESTION]).strip("⦃⦄ "))[-1])
     except Unreadable:
         return False
-    if node[0] in _SIMPLE or _is_literal(node) or not operations(node) <= _ARITHMETIC:
+    if node[0] in _SIMPLE or _is_literal(node) or _is_fraction(node) or not operations(node) <= _ARITHMETIC:
         return False
     given = {plain_number(number) for number in _NUMBER.findall(question)} | {Fraction(0), Fraction(1)}
     return all(abs(number) in given for number in literals(node))
@@ -112,6 +112,11 @@ def _sub_sums(node: Node) -> list[str]:
     if node[0] not in ("add", "mul") or len(node) > 8:
         return []
     return [_sorted((node[0], *node[1:at], *node[at + 1 :])) for at in range(1, len(node)) if len(node) > 3]
+
+
+def _is_fraction(node: Node) -> bool:
+    """25/100: not reduced, but a number unless the question asks for it as it stands."""
+    return node[0] == "div" and node[1][0] == "num" and node[2][0] == "num"
 
 
 def _is_literal(node: Node) -> bool:

@@ -42,7 +42,8 @@ def equal(a: Node, b: Node, tolerance: float = 0.0) -> Outcome:
     if a == b:
         return Outcome(True, "the same number" if a[0] == "num" else "the same formula")
     if a[0] == b[0] == "num":
-        return Outcome(tolerance > 0 and _near(a[1], b[1], tolerance), "numbers compared")
+        near = tolerance > 0 and _near(a[1], b[1], tolerance)
+        return Outcome(near, f"{a[1]} and {b[1]}"[:60] + (" are near enough" if near else " are different numbers"))
     if "inf" in operations(a) | operations(b):
         return Outcome(False, "infinity")  # it equals itself only, and is written in one way
     pairs = []

@@ -7,15 +7,12 @@ import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
+from grpo_math.verifiers._math.literals import Undecided
 from grpo_math.verifiers._math.tree import Node, size
 
 MAX_BITS = 32_000  # 2500! and 2**10000 fit
 MAX_FACTORIAL = 2_500
 MAX_WORK = 10_000  # nodes evaluated for one sum, at one point
-
-
-class Undecided(Exception):
-    """Over a bound, or without a value at too many points: neither equal nor different."""
 
 
 class Budget:

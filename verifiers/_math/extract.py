@@ -19,7 +19,9 @@ Found = tuple[str | None, str]  # (answer, where it was) or (None, why there is 
 # An escaped character is taken as a whole so that \{ and \} never count as braces.
 _TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*\{|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s+([^\s${}]+)")  # \\boxed 5
-_END_OF_TEXT = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>")
+_END_OF_TEXT = re.compile(
+    r"<\|(?:im_end|endoftext|eot_id|eot|end_of_text|end)\|>|</s>|<end_of_turn>|<｜end▁of▁sentence｜>"
+)
 # What may stand between two boxes that are one answer: "$\boxed{1}$ and $\boxed{2}$".
 _JOINT = re.compile(
     r"(?:[\s$,;]|\\[()\[\]]|\\text\s*\{\s*(?:and|or)\s*\}|\\q?quad|\b(?:and|or)\b|[A-Za-z](?:_(?:\w|\{\w+\}))?\s*=)*"
@@ -30,26 +32,39 @@ _SAYS = re.compile(
     r"(?: is| would be| must be| should be|[*_ ]{0,4}:|(?=[*_ ]{0,4}(?:\$|\\[\[(]))|[*_ ]{0,4}\s*\n)",
     re.IGNORECASE,
 )
+# "The final answer is 6" behind a box takes the box back; "checking our answer: 3 + 3 = 6" does not.
+_FINALLY = re.compile(
+    r"(?:^|\n)\W{0,6}(?:final )?answer\W{0,4}:|\b(?:the|my|final|correct) (?:(?:final|correct) )?answer is\b",
+    re.IGNORECASE,
+)
 _FORMULA = re.compile(r"[\s:*]{0,8}\$")
-_HEDGED = re.compile(  # "this is not the final answer: 5", in the same sentence
-    r"(?:\b(?:not|never|wrong|false|fake|incorrect|example|sample|previous|old|rejected|ignore|possibly|possible|candidate"
-    r"|maybe|perhaps|might|could|if|suppose|assume|guess|earlier|non)\b|n't\b)[^.!?;\n]*$",
+# "this is not the final answer: 5" in the same sentence, "possibly the answer is 5" in the same clause
+_HEDGED = re.compile(
+    r"(?:(?:\b(?:not|never|wrong|false|fake|incorrect|example|sample|previous|old|rejected|ignore|candidate|non)\b|n't\b)"
+    r"[^.!?;\n]*"
+    r"|\b(?:possibly|possible|maybe|perhaps|might|could|if|suppose|assume|guess|earlier|check\w*|verify)\b[^.,!?;\n]*)$",
     re.IGNORECASE,
 )
 _BOUND = re.compile(
     r"\b(?:less|more|fewer|than|least|most|about|approximately|between|over|under|below|above|minus|or)\b"
 )
-_DENIED = re.compile(  # "the answer cannot be \\boxed{5}", in the same clause
-    r"(?:\b(?:not|never|cannot|impossible|doubt|neither|nor|except)\b|n't\b|≠|\\neq?(?![A-Za-z])|!=)[^.!?,;:\n]{0,24}$",
+_DENIED = re.compile(  # "the answer cannot be \\boxed{5}": right before the box
+    r"(?:\bnot|\b(?:is|was|are|wo|ca|could|would)n't(?: be)?|\bcannot be|\bimpossible that|\bdoubt that"
+    r"|≠|\\neq?(?![A-Za-z])|!=)(?:[\s$]|\\[\[(]|\b(?:equal to|it is|the answer is)\b|[A-Za-z] ?=)*$",
     re.IGNORECASE,
 )
 _TAKEN_BACK = re.compile(  # "\\boxed{5} is wrong", "\\boxed{5}? No, it is 6", "\\boxed{5}. Wait, that is not right"
-    r"[\s$.,?!)\]\\]{0,12}(?:(?:(?:wait|oops|hmm|but)\b,? )?(?:that |it )?(?:is|was|isn't|wasn't|seems) (?:\w+ )?"
-    r"(?:wrong|incorrect|false|not|never|impossible)\b|isn't\b|no\b[,.]? (?:it|that|the|wait)|(?:oops|sorry)\b)",
+    r"[\s$.,?!)\]\\]{0,12}(?:(?:which |(?:wait|oops|hmm|but)\b,? )?(?:that |it )?(?:is|was|seems) (?:\w+ )?"
+    r"(?:wrong|incorrect|false|impossible|not (?:right|correct|possible|the (?:\w+ )?answer))\b"
+    r"|isn't (?:right|correct|the)\b|no\b[,.]? (?:it|that|the|wait)|(?:oops|sorry)\b)",
     re.IGNORECASE,
 )
-_FILLER = re.compile(r"(?:\s|\*\*|__|:|,|=|\b(?:therefore|thus|then|simply|just|equal to|given by)\b)*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\n|[.!](?:\s|$|\*\*)|\*\*|(?<!\\),? (?:because|since|so|as)\b")
+_FILLER = re.compile(
+    r"(?:\s|\*\*|__|:|,|=|\b(?:therefore|thus|then|simply|just|definitely|clearly|equal to|given by)\b)*", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(
+    r"\n|[.!](?:\s|$|\*\*)|\*\*|(?<!\\),? (?:because|since|so|as|which)\b|, not\b| \((?=not |i\.e|that |which )"
+)
 _STATEMENT = re.compile(
     r"(?:(?:so|therefore|thus|hence),? )?(?:the|its|their|our|a|an|total|number)\b[^=]* (?:is|are|equals) ",
     re.IGNORECASE,
@@ -58,6 +73,9 @@ _TEXT_MACRO = re.compile(r"\\text ?\{([^{}]*)\}")
 _GOES_ON = re.compile(r"\s*(?:[,;/(?%]|and\b|or\b|\\text|\. ?sorry)\s*\S", re.IGNORECASE)
 _DISPLAY = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
 _NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)")
+_HASHED = re.compile(  # no heading such as "#### 1. Count"
+    r"####[ \t]*(?:(?:final )?answer:?[ \t]*)?(?!\d+[.)][ \t])([-+(\[{.]{0,3}[\d\\$][^\n]*)", re.IGNORECASE
+)
 _MAX_SAID, MAX_ANNOUNCEMENTS = 2000, 32
 MAX_TEXT = 200_000  # characters at the end that are searched
 
@@ -69,7 +87,7 @@ def final_answer(completion: str, formats: Sequence[str] = ANNOUNCED) -> Found:
         return None, "the thinking never ends"
     text = text[-MAX_TEXT:]
     if formats[0] == "boxed" and has_box(text):
-        return boxed(text)
+        return boxed(text, taken_back="says" in formats)
     missing = []
     for name in formats:
         answer, where = _FORMATS[name](text) if name in _FORMATS else tagged(text, name.partition(":")[2])
@@ -93,11 +111,12 @@ def said(completion: str) -> str | None:
     return completion[: end.start()] if end else completion
 
 
-def boxed(text: str) -> Found:
+def boxed(text: str, taken_back: bool = True) -> Found:
     """The last balanced \\boxed{} or \\fbox{}.
 
     Boxes that follow each other with nothing but "and", "or" or a comma between them are read as one list: hedging
     between two answers is then as wrong as "1 or 2" in one box, and two solutions in two boxes are as right.
+    taken_back: whether "the answer is 6" behind the box counts instead.
     """
     boxes, unclosed = find_boxes(text)
     if unclosed:
@@ -108,7 +127,7 @@ def boxed(text: str) -> Found:
     start, end = boxes[-1][0], boxes[-1][2]
     if _DENIED.search(text[max(0, start - 50) : start]) or _TAKEN_BACK.match(text, end):
         return None, "the last box is what the answer is not"
-    if later := _plain_announcement(text, boxes[-1][2]):
+    if taken_back and (later := _plain_announcement(text, end)):
         return later, "an answer announced behind the last box"
     first = len(boxes) - 1
     while first and _joined(text[boxes[first - 1][2] : boxes[first][0]]):
@@ -120,16 +139,16 @@ def boxed(text: str) -> Found:
 
 def _plain_announcement(text: str, start: int) -> str | None:
     """A number or formula, nothing else, that is called the answer behind the last box: it takes the box back."""
-    for match in _announcements(text, start):
+    for match in _announcements(text, start, _FINALLY):
         answer, _ = _announced(text, match)
         if answer is not None and (plain_number(answer) is not None or _FORMULA.match(text, match.end())):
             return answer
     return None
 
 
-def _announcements(text: str, start: int = 0) -> list[re.Match[str]]:
+def _announcements(text: str, start: int = 0, pattern: re.Pattern[str] = _SAYS) -> list[re.Match[str]]:
     """The last few, the last one first, without those that are denied or hedged in their sentence."""
-    last = deque(_SAYS.finditer(text, start), maxlen=MAX_ANNOUNCEMENTS)
+    last = deque(pattern.finditer(text, start), maxlen=MAX_ANNOUNCEMENTS)
     return [match for match in reversed(last) if not _HEDGED.search(text, max(0, match.start() - 60), match.start())]
 
 
@@ -169,10 +188,9 @@ def tagged(text: str, name: str) -> Found:
 
 
 def hashed(text: str) -> Found:
-    """What follows the last ####, up to the end of the line, as GSM8K has it."""
-    at = text.rfind("####")
-    answer = text[at + 4 :].strip().partition("\n")[0].strip() if at >= 0 else ""
-    return (answer, "behind the last ####") if answer else (None, "no ####")
+    """What follows the last #### up to the end of the line, as GSM8K has it; a heading of that depth is none."""
+    answers = _HASHED.findall(text)
+    return (answers[-1].strip(), "behind the last ####") if answers else (None, "no ####")
 
 
 def spoken(text: str) -> Found:

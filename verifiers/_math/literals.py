@@ -14,6 +14,10 @@ _PLAIN_MIXED = re.compile(r" +(\d+) ?/ ?(\d+)(?![\d./^])")
 _BRACED_MIXED = re.compile(r" ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))")
 
 
+class Undecided(Exception):
+    """Over a bound, or without a value at too many points: neither equal nor different."""
+
+
 class Unreadable(ValueError):
     """Not an answer of a kind that the rooms of the math verifier know, or larger than their bounds."""
 
@@ -33,7 +37,7 @@ def plain_number(text: str) -> Fraction | None:
 
 
 def read_number(text: str, at: int, mixed: bool) -> tuple[Fraction, int]:
-    """The number that begins at `at`, and where it ends. Raises Unreadable.
+    """The number that begins at `at`, and where it ends. Raises Unreadable, Undecided.
 
     mixed: whether a proper fraction right behind an integer belongs to it, which it does not in an exponent.
     """
@@ -43,7 +47,7 @@ def read_number(text: str, at: int, mixed: bool) -> tuple[Fraction, int]:
         raise Unreadable("a lone point")
     whole, decimals, exponent = match[1] or "", match[2] or "", int(match[3] or 0)
     if abs(exponent) > MAX_EXPONENT:
-        raise Unreadable(f"an exponent of ten above {MAX_EXPONENT}")
+        raise Undecided(f"an exponent of ten above {MAX_EXPONENT}")
     value = _integer(whole + decimals) * Fraction(10) ** (exponent - len(decimals))
     if repeating:
         nines = 10 ** len(repeating[1]) - 1
@@ -56,7 +60,7 @@ def read_number(text: str, at: int, mixed: bool) -> tuple[Fraction, int]:
 
 def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise Unreadable(f"a number of more than {MAX_DIGITS} digits")
+        raise Undecided(f"a number of more than {MAX_DIGITS} digits")
     return int(digits or "0")
 
 

@@ -50,6 +50,8 @@ DENIALS = {
 }
 # With one of these behind it a number is another answer, or no answer.
 NOT_UNITS = {
+    "untrue", "void", "invalid", "mistaken", "nothing", "factorials", "myriad", "nil", "nay", "ish", "negated",
+    "inverted",
     "and", "or", "not", "no", "nor", "none", "is", "isn", "are", "aren", "was", "wasn", "if", "than", "then",
     "minus", "plus", "negative", "positive", "times", "but", "except", "maybe", "wrong", "right", "correct",
     "incorrect", "false", "true", "unknown", "unless", "error", "otherwise", "instead", "neither", "either",

@@ -53,6 +53,7 @@ _CHOICE_AND_TEXT = re.compile(
 _NOUN = re.compile(  # the point (1, 2), P(1, 2)
     r"(?:the )?(?:point|vector|ordered pair|pair|triple|interval|set|line|value)s? (?!of)|[A-Z] ?(?=\([^()]*,[^()]*\)$)"
 )
+_TEXT_ANSWER = re.compile(r"\\text ?\{ ?((?:¤ ?)?[-+]?\d[^{}]*|[a-z] ?= ?[^{}]*)\}")  # \\text{18 dollars}
 _PROSE = re.compile(
     r"\\text ?\{ ?([A-Za-z][A-Za-z ,.']{1,60}(?: is| are| be| equals|:) ?)\} ?(?=[\d¤-]|\\frac)"
 )  # \\text{The total is } 5
@@ -126,7 +127,7 @@ def value(text: str) -> Value:
         return brackets.system(system[3], value)
     if (matrix := _MATRIX.fullmatch(text)) and not any(sign in relations.SIGNS for sign in matrix[1]):
         return brackets.matrix(matrix[1], matrix[3], value)
-    if inner := _ALL_TEXT.fullmatch(text):
+    if inner := _ALL_TEXT.fullmatch(text) or _TEXT_ANSWER.fullmatch(text):
         return value(inner[1])
     if noun := _NOUN.match(text):
         return value(text[noun.end() :])

@@ -76,10 +76,11 @@ _NO_UNIT = {"unit", "units", "total", "altogether", "each", "only", "in", "of", 
             "a", "an", "sq", "exactly"}  # fmt: skip
 _SCALES = {
     "dozen": 12, "dozens": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-    "trillion": 10**12,
+    "trillion": 10**12, "quadrillion": 10**15, "quintillion": 10**18, "lakh": 10**5, "crore": 10**7,
 }  # fmt: skip
 
 _LETTERS = {"e", "i", "j", "x"}  # which are numbers or variables, and no units
+_NO_NOUN = re.compile(r"illions?$|fold$|[^aeiou]ish$|(?:at|ifi|ert|ect|ud|uc)ed$|^un[a-z]+ed$")  # 5 tenfold, 5 rejected
 _POWER = r"(?: ?\^ ?(?:\{ ?-?\d ?\}|-?\d))?"
 _RAISED = re.compile(r" ?\^ ?(?:\{ ?(-?\d) ?\}|(-?\d))$")
 _TEXT = re.compile(r"\\text ?\{((?:[^{}]|\{[^{}]*\})*)\}$")
@@ -174,7 +175,11 @@ def _tokens(words: str) -> list[Token]:
         plain = word.lower()
         if word not in _CANONICAL and (word in FUNCTIONS or word in GREEK or plain == "pi"):
             raise Unreadable(f"{words.strip()!r} behind a number is not a unit")
-        if (plain in NOT_UNITS or word in _LETTERS) and not (plain in ("squared", "cubed") and tokens):
+        if (
+            plain not in _SCALES
+            and (plain in NOT_UNITS or _NO_NOUN.search(plain) or word in _LETTERS)
+            and not (plain in ("squared", "cubed") and tokens)
+        ):
             raise Unreadable(f"{words.strip()!r} behind a number is not a unit")
         if plain in ("square", "sq", "cubic", "squared", "cubed"):
             raising = 2 if plain in ("square", "sq", "squared") else 3
