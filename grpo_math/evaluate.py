@@ -176,6 +176,8 @@ def evaluate_command(
         "model": model,
         "task": task.name,
         "split": task.split,
+        "verifier": reward.verifier,
+        "verifier_options": reward.options,
         "n": n,
         "temperature": temperature,
         "top_p": top_p,

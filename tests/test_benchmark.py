@@ -114,7 +114,7 @@ def test_a_verifier_s_row_counts_what_it_got_wrong(tmp_path: Path) -> None:
     )
     pairs = math_verifier.load([file])
     measured = math_verifier.measure("math", pairs, Scoring(workers=1))
-    assert math_verifier.row("ours", pairs, measured)[:4] == ["ours", "60.00%", "1 (33.33%)", "1 (50.00%)"]
+    assert math_verifier.row("ours", pairs, measured)[:4] == ["ours", "60.00%", "1 of 3 (33.33%)", "1 of 2 (50.00%)"]
     assert len(measured.milliseconds) == 5
     file.write_text('{"id": 1}\n')
     with pytest.raises(UserError, match="1 lines cannot be used"):

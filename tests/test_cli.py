@@ -188,7 +188,7 @@ def test_evaluate_hands_over(call: Call, monkeypatch: pytest.MonkeyPatch) -> Non
         "evaluate", "some/model", "--task", "./mine.py", "-n", "4", "--k", "4,1", "--limit", "3",
         "--option", "good=true", "--temperature", "0.5", "--max-tokens", "9", "--seed", "5", "--out", "here",
         "--verifier", "math", "--top-p", "0.9", "--top-k", "20", "--workers", "3", "--timeout", "2",
-        "--max-rows", "7", "--dtype", "bfloat16", "--device", "cpu",
+        "--max-rows", "7", "--dtype", "bfloat16", "--device", "cpu", "--set", "percent=number",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     task = config.Task(name="./mine.py", split="test", options={"good": True})
@@ -196,6 +196,7 @@ def test_evaluate_hands_over(call: Call, monkeypatch: pytest.MonkeyPatch) -> Non
         "model": "some/model", "task": task, "n": 4, "k": [1, 4], "limit": 3, "temperature": 0.5, "top_p": 0.9,
         "top_k": 20, "max_tokens": 9, "seed": 5, "out": Path("here"), "verifier": "math", "workers": 3,
         "timeout_s": 2.0, "max_rows": 7, "dtype": "bfloat16", "device": "cpu",
+        "options": {"percent": "number"},
     }  # fmt: skip
 
 

@@ -24,10 +24,14 @@ WHOLE = frozenset({"fact", "binom", "floor", "ceil", "sum", "prod"})  # formulas
 # Operations that give a fraction at a fraction, or may (a power, with a whole exponent).
 RATIONAL = WHOLE | {"num", "sym", "add", "mul", "neg", "inv", "div", "pow", "abs"}
 MAX_KEPT_BITS = 2_000
+WHOLE_POINTS = 14
 POINTS = 4  # all positive; as many again have every sign, or lie far out
 NEAR, FAR = (Fraction(1, 10), Fraction(4)), ((Fraction(4), Fraction(200)), (Fraction(100), Fraction(4000)))
 
 _ANY_SIGN = frozenset("abcdefghijklmnopqrstuvwxyz")
+_SMOOTH = {"add", "mul", "neg", "inv", "div", "degree"} | {
+    f"call:{name}" for name in ("exp", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
+}
 _MINUS_ONES = (("neg", ("num", Fraction(1))), ("num", Fraction(-1)))
 _INTEGERS = frozenset("ijklmnpqrNMK")
 
@@ -182,7 +186,8 @@ def samples(a: Node, b: Node) -> Iterator[Pair]:
     exactly = kinds <= RATIONAL
     rng = random.Random(zlib.crc32(f"{spelling(a)} {spelling(b)}".encode("utf-8", "surrogatepass")))
     found = 0
-    for point in _points(rng, names, whole, [*literals(a), *literals(b)]):
+    smooth = _is_smooth(a) and _is_smooth(b)
+    for point in _points(rng, names, whole, [] if smooth else [*literals(a), *literals(b)], smooth):
         try:
             left, right = _values(a, b, point, exactly)
         except (Undefined, Undecided):
@@ -198,31 +203,48 @@ def samples(a: Node, b: Node) -> Iterator[Pair]:
 
 
 def _points(
-    rng: random.Random, names: Sequence[str], whole: set[str], constants: Sequence[Fraction]
+    rng: random.Random, names: Sequence[str], whole: set[str], constants: Sequence[Fraction], smooth: bool
 ) -> Iterator[dict[str, Fraction]]:
     """Positive ones, every pattern of signs that tells two letters apart, and some far out and beyond the constants.
 
     Letters that are whole get integers, small at first. Small Latin letters get any sign, all others (indexed, Greek,
-    capital) are taken for positive quantities.
+    capital) are taken for positive quantities. Smooth formulas, which agree everywhere once they agree anywhere, need
+    few.
     """
-    count = len(names)
-    positive, negative = [1] * count, [-1] * count
-    patterns = [[-1 if at >> bit & 1 else 1 for at in range(count)] for bit in range((count - 1).bit_length())]
-    anyhow = [[rng.choice((-1, 1)) for _ in names] for _ in range(4)]
+    signed = [name for name in names if name in _ANY_SIGN and name not in whole]
+    bits = [[-1 if at >> bit & 1 else 1 for at in range(len(signed))] for bit in range((len(signed) - 1).bit_length())]
+    negative = [-1] * len(signed)
+    anyhow = [[rng.choice((-1, 1)) for _ in signed] for _ in range(4)]
     beyond = sorted({abs(c) for c in constants if 2 < abs(c) <= 10**6}, reverse=True)[:3]
-    plan = [
-        *((positive, NEAR) for _ in range(POINTS)),
-        *((signs, NEAR) for signs in (negative, *patterns, *anyhow[:2])),
-        *zip(anyhow[2:], FAR, strict=True),
-        *((signs, (c, 2 * c)) for c in beyond for signs in (positive, negative)),
-    ]
+    plan: list[tuple[list[int], tuple[Fraction, Fraction]]] = [([], NEAR)] * POINTS
+    if signed:
+        plan += [(signs, NEAR) for signs in ([negative] if smooth else [negative, *bits, *anyhow[:2]])]
+    if whole or not smooth:
+        plan += zip(anyhow[2:], FAR, strict=True)
+        plan += [(signs, (c, 2 * c)) for c in beyond for signs in ([], negative)]
+    if whole:  # floors of n differ at some residues only
+        plan += [([], NEAR)] * WHOLE_POINTS
     for attempt, (signs, (low, high)) in enumerate(plan):
+        minus = {name for name, sign in zip(signed, signs, strict=False) if sign < 0}  # no signs: all positive
         point = {}
-        for name, sign in zip(names, signs, strict=True):
+        for name in names:
             size = low + (high - low) * Fraction(rng.randint(1, 10**6), 10**6)
-            signed = sign * size if name in _ANY_SIGN else size
-            point[name] = Fraction(rng.randint(1, 4 + 2 * attempt)) if name in whole else signed
+            point[name] = -size if name in minus else size
+            if name in whole:
+                point[name] = Fraction(rng.randint(1, 4 + 2 * attempt))
         yield point
+
+
+def _is_smooth(node: Node) -> bool:
+    """Whether it is made of sums, products, whole powers, exponentials and sines: one formula from end to end, without
+    the branches of a modulus, a floor, a root or a logarithm."""
+    if node[0] == "pow":
+        base, exponent = node[1:]
+        whole = exponent[0] == "num" and exponent[1].denominator == 1
+        return (whole and _is_smooth(base)) or (base[0] in ("const", "num") and _is_smooth(exponent))
+    if node[0] in ("num", "sym", "const"):
+        return True
+    return node[0] in _SMOOTH and all(_is_smooth(part) for part in node[1:])
 
 
 def _whole(a: Node, b: Node) -> set[str]:
