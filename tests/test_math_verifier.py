@@ -88,7 +88,8 @@ DIFFERENT = [
     ("0", r"I(0)e^{-t}"), ("3", r"3\phantom{4}"), ("12", "{1}{2}"), ("6", "2 3"), ("1000.99", "1000,99"),
     ("10^{-400}", "0"), (r"\lfloor \frac{n}{3} \rfloor", r"\lfloor \frac{n+1}{3} \rfloor"),
     (r"\lfloor \frac{2n-1}{5} \rfloor", r"\lfloor \frac{2n}{5} \rfloor"), (r"\binom{2n}{n}", r"\binom{2n}{n-1}"),
-    (r"\lceil n/2 \rceil + 1", r"\lfloor n/2 \rfloor + 1"), ("0", r"I\left(0\right)e^{-t}"), ("5", "5 untrue"), ("5", "5 tenfold"), ("5", r"5\text{ nil}"),
+    (r"\lceil n/2 \rceil + 1", r"\lfloor n/2 \rfloor + 1"), ("0", r"I\left(0\right)e^{-t}"),
+    ("5", "5 untrue"), ("5", "5 tenfold"), ("5", r"5\text{ nil}"),
     ("|ab|", "ab"), ("|x-100|", "100-x"), ("x", r"\lfloor x \rfloor"), ("3:2", "(x-x):(x-x)"), ("C", "c"),
 ]  # fmt: skip
 
