@@ -10,6 +10,7 @@ import pytest
 
 from grpo_math.pairs import read_pairs
 from grpo_math.verifiers import math as verifier
+from grpo_math.verifiers._math.exact import BUDGET
 
 CASES = Path(__file__).parent / "cases"
 
@@ -58,8 +59,6 @@ SLOW = [
 @pytest.mark.parametrize("answer", SLOW, ids=lambda answer: answer[:24])
 def test_no_answer_needs_more_than_its_budget_of_work(answer):
     """Found by an attacker, at seconds to minutes each. Counted, for a time would depend on the machine."""
-    from grpo_math.verifiers._math.exact import BUDGET
-
     for gold in ("17", "\\sqrt{2}+x", answer):
         assert verifier.equivalent(gold, answer) in (True, False, None)
         assert BUDGET.spent <= BUDGET.limit + 10_000

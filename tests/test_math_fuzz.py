@@ -1,4 +1,4 @@
-"""100,000 random strings: each is read or refused, none takes long, and memory stays flat."""
+"""100,000 random strings: each is read or refused within its budget of work, and memory stays flat."""
 
 import json
 import random
@@ -18,14 +18,15 @@ TOKENS = [
 ]  # fmt: skip
 
 FUZZ = """
-import json, random, resource, sys, time
+import json, random, resource, sys
 from grpo_math.types import Problem
+from grpo_math.verifiers._math.exact import BUDGET
 from grpo_math.verifiers.math import equivalent, verify
 
 tokens, count, seed = json.load(sys.stdin)
 rng = random.Random(seed)
 golds = [Problem("p", "t", "What is $2+3*4$?", gold) for gold in ("17", "x+1", "\\\\sqrt{2}", "(1,2)", "\\\\{1,2\\\\}")]
-slowest, peak = (0.0, ""), []
+most, peak = (0, ""), []
 for number in range(count):
     kind = rng.random()
     if kind < 0.8:
@@ -34,15 +35,14 @@ for number in range(count):
         text = rng.randbytes(rng.randint(1, 80)).decode(rng.choice(["latin-1", "utf-8"]), "surrogateescape")
     else:
         text = rng.choice(tokens) * rng.randint(1, 400)
-    began = time.perf_counter()
     verdict = verify(golds[number % 5], text if kind < 0.2 else "\\\\boxed{" + text + "}")
     assert verdict.reward in (0.0, 1.0, None), text
     assert verdict.reason != "error", (text, verdict)
     assert equivalent(text, text) in (True, None), text
-    slowest = max(slowest, (time.perf_counter() - began, text))
+    most = max(most, (BUDGET.spent, text))
     if number % (count // 4) == count // 4 - 1:
         peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-print(json.dumps({"slowest": slowest, "peak_mb": peak}))
+print(json.dumps({"most": most, "limit": BUDGET.limit, "peak_mb": peak}))
 """
 
 
@@ -60,5 +60,5 @@ def fuzz(count, seed):
 
 def test_100_000_random_strings():
     seen = fuzz(100_000, random.Random(0).randrange(1 << 30))
-    assert seen["slowest"][0] < 2.0, seen["slowest"]  # the deadline of scoring.timeout_s
+    assert seen["most"][0] <= seen["limit"] + 10_000, seen["most"]  # a fifth of the deadline of scoring.timeout_s
     assert seen["peak_mb"][-1] - seen["peak_mb"][1] < 64, seen["peak_mb"]

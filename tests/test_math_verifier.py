@@ -4,7 +4,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from grpo_math.types import Problem
 from grpo_math.verifiers import format as format_verifier
 from grpo_math.verifiers import math as verifier
+from grpo_math.verifiers._math.exact import BUDGET
 from grpo_math.verifiers._math.extract import final_answer
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -227,12 +227,11 @@ HOSTILE = [
 
 @pytest.mark.parametrize("answer", HOSTILE, ids=lambda answer: answer[:20])
 @pytest.mark.parametrize("gold", ["1", "x", r"\sqrt{2}", r"\emptyset"])
-def test_hostile_answers_are_wrong_within_the_deadline(gold, answer):
-    start = time.monotonic()
+def test_hostile_answers_are_wrong_within_their_budget(gold, answer):
     assert not verifier.equivalent(gold, answer)
     verifier.equivalent(answer, answer)
     assert verifier.verify(problem(gold), "\\boxed{" + answer + "}").reward in (0.0, None)
-    assert time.monotonic() - start < 2.0  # the default scoring.timeout_s
+    assert BUDGET.spent <= BUDGET.limit + 10_000
 
 
 LATEX = st.lists(st.sampled_from([
