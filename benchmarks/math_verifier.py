@@ -19,7 +19,7 @@ from pathlib import Path
 
 from grpo_math import config
 from grpo_math.find import find_verifier
-from grpo_math.pairs import Pair, judge, quantile, read_pairs, share
+from grpo_math.pairs import Pair, agreement, judge, quantile, read_pairs
 from grpo_math.types import UserError, Verdict
 
 PEERS = {"grpo-math": "math", "Math-Verify": "benchmarks.with_math_verify"}
@@ -44,17 +44,10 @@ def measure(verifier: str, pairs: Sequence[Pair], scoring: config.Scoring) -> Me
 
 
 def row(name: str, pairs: Sequence[Pair], measured: Measured) -> list[str]:
-    accepted = [verdict.reason == "correct" for verdict in measured.verdicts]
-    expected = [bool(pair.expected) for pair in pairs]
-    right = sum(a == e for a, e in zip(accepted, expected, strict=True))
-    false_accepts = sum(a and not e for a, e in zip(accepted, expected, strict=True))
-    false_rejects = sum(e and not a for a, e in zip(accepted, expected, strict=True))
     ms = measured.milliseconds
     return [
         name,
-        f"{right / len(pairs):.2%}",
-        share(false_accepts, expected.count(False)),
-        share(false_rejects, expected.count(True)),
+        *agreement(list(zip(pairs, measured.verdicts, strict=True))),
         f"{sum(ms) / len(ms):.2f} / {quantile(ms, 0.5):.2f} / {quantile(ms, 0.99):.1f}",
         f"{len(pairs) / measured.wall_s:,.0f}",
         str(sum(verdict.reason == "timeout" for verdict in measured.verdicts)),

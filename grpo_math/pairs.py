@@ -206,20 +206,17 @@ def table(labelled: Sequence[tuple[Pair, Verdict]]) -> list[str]:
 
 
 def _row(name: str, items: Sequence[tuple[Pair, Verdict]]) -> tuple[str, ...]:
-    wrong = [verdict for pair, verdict in items if not pair.expected]
-    right = [verdict for pair, verdict in items if pair.expected]
-    accepted = sum(verdict.reason == "correct" for verdict in wrong)
-    rejected = sum(verdict.reason != "correct" for verdict in right)
     unknown = sum(verdict.reward is None for _, verdict in items)
-    agreed = len(items) - accepted - rejected
-    return (
-        name,
-        f"{len(items):,}",
-        f"{agreed / len(items):.2%}",
-        share(accepted, len(wrong)),
-        share(rejected, len(right)),
-        str(unknown),
-    )
+    return (name, f"{len(items):,}", *agreement(items), str(unknown))
+
+
+def agreement(items: Sequence[tuple[Pair, Verdict]]) -> tuple[str, str, str]:
+    """The share that is right, the false accepts, the false rejects."""
+    right = sum(bool(pair.expected) for pair, _ in items)
+    accepted = sum(verdict.reason == "correct" for pair, verdict in items if not pair.expected)
+    rejected = sum(verdict.reason != "correct" for pair, verdict in items if pair.expected)
+    agreed = (len(items) - accepted - rejected) / len(items)
+    return f"{agreed:.2%}", share(accepted, len(items) - right), share(rejected, right)
 
 
 def share(count: int, total: int) -> str:

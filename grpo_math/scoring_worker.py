@@ -74,7 +74,9 @@ def main() -> None:
 def limit_memory(megabytes: int) -> None:
     """Have an allocation beyond this raise MemoryError. Address space, which is what the kernel counts."""
     if sys.platform == "linux":  # macOS takes the limit and does not keep it
-        limit = min(megabytes << 20, resource.getrlimit(resource.RLIMIT_AS)[1] % (1 << 63))
+        limit, hard = megabytes << 20, resource.getrlimit(resource.RLIMIT_AS)[1]
+        if hard != resource.RLIM_INFINITY:
+            limit = min(limit, hard)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
 from grpo_math.verifiers._math.cut import OPENING, outside, split
 from grpo_math.verifiers._math.literals import Unreadable, Unsupported
 from grpo_math.verifiers._math.scalars import scalar
 from grpo_math.verifiers._math.tree import Node
-from grpo_math.verifiers._math.values import INFINITY, Matrix, Ordered, Scalar, Unordered, Value, flat
-
-Read = Callable[[str], Value]  # read.value, for what stands inside
+from grpo_math.verifiers._math.values import INFINITY, Matrix, Ordered, Read, Scalar, Unordered, Value, flat
 
 _SET_OPERATION = re.compile(r"\\(?:cap|setminus|backslash)(?![A-Za-z])")
 _BUILDER = re.compile(r" ?([A-Za-z])(?: ?∈ ?\\mathbb ?(?:\{ ?R ?\}|R))? ?[|:] ?(.*)")

@@ -123,7 +123,7 @@ def _root(node: Node, name: str, point: Mapping[str, Fraction]) -> Value | None:
 
 
 def _number(fraction: Fraction, like: Value) -> Value:
-    return fraction if isinstance(like, Fraction) else numeric.number(fraction)
+    return fraction if isinstance(like, Fraction) else numeric.as_mpf(fraction)
 
 
 def constant(node: Node) -> Fraction | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from grpo_math.verifiers._math.conventions import ANNOUNCED
 from grpo_math.verifiers._math.literals import plain_number
-from grpo_math.verifiers._math.words import denies
+from grpo_math.verifiers._math.words import PLAIN_TEXT, denies
 
 Found = tuple[str | None, str]  # (answer, where it was) or (None, why there is none)
 
@@ -69,7 +69,6 @@ _STATEMENT = re.compile(
     r"(?:(?:so|therefore|thus|hence),? )?(?:the|its|their|our|a|an|total|number)\b[^=]* (?:is|are|equals) ",
     re.IGNORECASE,
 )
-_TEXT_MACRO = re.compile(r"\\text ?\{([^{}]*)\}")
 _GOES_ON = re.compile(r"\s*(?:[,;/(?%]|and\b|or\b|\\text|\. ?sorry)\s*\S", re.IGNORECASE)
 _DISPLAY = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
 _NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)")
@@ -257,8 +256,8 @@ def whole(text: str) -> Found:
         return boxed(text)
     if "####" in text:
         return hashed(text)
-    if announcements := _announcements(_TEXT_MACRO.sub(r"\1", text)) if "nswer" in text else []:
-        return _announced(_TEXT_MACRO.sub(r"\1", text), announcements[0])
+    if "nswer" in text and (announcements := _announcements(prose := PLAIN_TEXT.sub(r"\1", text))):
+        return _announced(prose, announcements[0])
     if (statement := _STATEMENT.match(text)) and not denies(text):
         text = text[statement.end() :]
     return (text.strip(), "the whole text") if text.strip() else (None, "the answer is empty")

@@ -32,7 +32,7 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _WORD = re.compile(r"[A-Za-z]+")
 _TEXT = re.compile(r"\s*\{\s*([A-Za-z]+)\s*\}")
 _SUBSCRIPT = re.compile(r"_ ?(?:\{((?:[^{}]|\{[^{}]*\})*)\}|([A-Za-z0-9]|\\[A-Za-z]+))")
-_MARKUP = re.compile(r"\\text|[ {}]")
+MARKUP = re.compile(r"\\text|[ {}]")
 _VALUE = re.compile(r" ?\( ?(\d+) ?\)")
 _CIRC = re.compile(r" ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))")
 _ABOVE = re.compile(r" ?\^")
@@ -233,7 +233,7 @@ class _Parser:
         subscript = self.match(_SUBSCRIPT)
         if subscript:
             inside = subscript[1] if subscript[1] is not None else subscript[2]
-            name += "_" + _MARKUP.sub("", inside)
+            name += "_" + MARKUP.sub("", inside)
         if marks := self.match(_PRIMES):
             primes += marks.group().count("'")
         name += "'" * primes

@@ -42,7 +42,7 @@ def value(node: Node, point: Mapping[str, Fraction]) -> Value:
     kind = node[0]
     BUDGET.spend(COST.get(kind, 20))
     if kind == "num" or kind == "sym":
-        return _bounded(_mpf(node[1] if kind == "num" else point[node[1]]))
+        return _bounded(as_mpf(node[1] if kind == "num" else point[node[1]]))
     if kind == "const":
         return {"pi": +mp.pi, "e": +mp.e, "i": mp.j}[node[1]]
     if kind in ("sum", "prod"):
@@ -73,7 +73,7 @@ def _bounds(node: Node, point: Mapping[str, Fraction]) -> tuple[Fraction, Fracti
 def same(a: Value | Fraction, b: Value | Fraction) -> bool:
     """Whether two values agree to AGREE digits, or are both nothing but rounding noise."""
     mp = context()
-    a, b = (_mpf(x) if isinstance(x, Fraction) else x for x in (a, b))
+    a, b = (as_mpf(x) if isinstance(x, Fraction) else x for x in (a, b))
     if _far_apart(complex(a), complex(b)):
         return False
     size = max(abs(a), abs(b))
@@ -88,22 +88,18 @@ def _far_apart(a: complex, b: complex) -> bool:
 
 def near(a: Value | Fraction, b: Value | Fraction, tolerance: float) -> bool:
     """Whether b differs from a by at most this share of a."""
-    a, b = (_mpf(x) if isinstance(x, Fraction) else x for x in (a, b))
+    a, b = (as_mpf(x) if isinstance(x, Fraction) else x for x in (a, b))
     return bool(abs(a - b) <= tolerance * abs(a))
 
 
 def less(a: Value | Fraction, b: Value | Fraction) -> bool:
     """Whether both are real, and a is the smaller one."""
     mp = context()
-    a, b = (_mpf(x) if isinstance(x, Fraction) else x for x in (a, b))
+    a, b = (as_mpf(x) if isinstance(x, Fraction) else x for x in (a, b))
     return not mp.im(a) and not mp.im(b) and bool(mp.re(a) < mp.re(b))
 
 
-def number(fraction: Fraction) -> Value:
-    return _mpf(fraction)
-
-
-def _mpf(number: Fraction) -> Value:
+def as_mpf(number: Fraction) -> Value:
     return context().mpf(number.numerator) / number.denominator
 
 
@@ -145,8 +141,8 @@ def _odd_root(exponent: Node) -> Fraction | None:
 
 def _real_power(mp: Any, base: Value, exponent: Fraction) -> Value:
     if mp.im(base) == 0 and mp.re(base) < 0:
-        return (-1) ** exponent.numerator * _power(mp, -base, _mpf(exponent))
-    return _power(mp, base, _mpf(exponent))
+        return (-1) ** exponent.numerator * _power(mp, -base, as_mpf(exponent))
+    return _power(mp, base, as_mpf(exponent))
 
 
 def _root(mp: Any, radicand: Value, degree: Value) -> Value:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from grpo_math.verifiers._math import evaluate, grammar
 from grpo_math.verifiers._math.brackets import REALS, interval_without
@@ -12,10 +11,8 @@ from grpo_math.verifiers._math.literals import Unreadable, Unsupported
 from grpo_math.verifiers._math.names import GREEK
 from grpo_math.verifiers._math.scalars import scalar
 from grpo_math.verifiers._math.tree import Node, symbols
-from grpo_math.verifiers._math.values import INFINITY, Ordered, Relation, Scalar, Value
+from grpo_math.verifiers._math.values import INFINITY, Ordered, Read, Relation, Scalar, Value
 from grpo_math.verifiers._math.words import PLAIN_TEXT, denies, words
-
-Read = Callable[[str], Value]  # read.value, for what stands on a side
 
 SIGNS = "=<>≤≥≠∈∉≈"
 _GREEK = "|".join(sorted(GREEK, key=len, reverse=True))

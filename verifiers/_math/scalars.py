@@ -21,7 +21,6 @@ _BASED = re.compile(  # 52_8, 52_{\text{eight}}, (52)_{(8)}, 52 base 8, 52 \text
       |(?:\\text\ ?\{)?\ ?\(?\ ?(?:in\ )?base\ ?\}?\ ?(\d+|[a-z]+)\ ?\)?\ ?\}?)""",
     re.VERBOSE,
 )
-_MARKUP = re.compile(r"\\text|[ {}]")
 _BASES = {
     name: base
     for base, name in enumerate(
@@ -56,7 +55,7 @@ def _ratio(text: str) -> Ratio:
 
 
 def _based(match: re.Match[str]) -> Value:
-    digits, name = _MARKUP.sub("", match[1]), match[2] or match[3] or match[4]
+    digits, name = grammar.MARKUP.sub("", match[1]), match[2] or match[3] or match[4]
     base = int(name) if name.isdigit() else _BASES.get(name, 0)
     if digits.isalpha():
         return scalar(match.group())  # a variable with an index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from grpo_math.verifiers._math.literals import Unreadable
@@ -81,6 +81,8 @@ class Opaque:
 
 
 Value = Scalar | Based | Words | Ordered | Unordered | Matrix | Ratio | Relation | Opaque
+
+Read = Callable[[str], Value]  # read.value, which the rooms that it calls need for the parts of an answer
 
 INFINITY: Node = ("inf",)
 INFINITE, MINUS_INFINITE = Scalar(INFINITY), Scalar(("neg", INFINITY))

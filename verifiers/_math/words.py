@@ -10,7 +10,7 @@ from grpo_math.verifiers._math.values import Words
 PLAIN_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z.' -]*")
 _SHORT_WORDS = {"yes", "no", "odd", "all", "none", "true", "false", "dne"}
-_OPENING = re.compile(r"(?:the |an? |it is |there (?:is|are) |option |choice |answer )+", re.IGNORECASE)
+_OPENING = re.compile(r"\A(?:the |an? |it is |there (?:is|are) |option |choice |answer )+", re.IGNORECASE)
 _CHOICE = re.compile(r"(\\text ?\{ ?)?((?:option|choice|answer) ?)?\(?([A-Za-z])\)? ?[.:]?(?: ?\})?", re.IGNORECASE)
 _MONTHS = [
     "january",
@@ -41,7 +41,7 @@ def words(text: str) -> Words | None:
     in_text = text.startswith(r"\text") and len(bare) > 1
     if not in_text and len(max(re.split("[ -]", bare), key=len)) <= 3:
         return None
-    return Words(_OPENING.sub("", bare, count=1).rstrip(". ") if _OPENING.match(bare) else bare.rstrip(". "))
+    return Words(_OPENING.sub("", bare).rstrip(". "))
 
 
 def choice(text: str) -> Words | None:
