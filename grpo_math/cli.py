@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from grpo_math import __version__
+from grpo_math.sandbox.limits import LEVELS, Limits
 from grpo_math.types import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +60,21 @@ VerifierOptions = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the verifier; may be repeated.")
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that run the verifier.")]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.01, metavar="S", help="Seconds until a verifier is killed.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        metavar="S",
+        help="Seconds until a verifier is killed, and CPU seconds until a judged program is.",
+        show_default="2 for a verifier, 10 for a judged program",
+    ),
+]
+Memory = Annotated[int, typer.Option(min=64, metavar="MB", help="Megabytes that a judged program may take.")]
+Level = Literal["namespaces", "seccomp", "process"]
+Require = Annotated[Level, typer.Option(help="The least isolation that a judged program must have; strongest first.")]
+AtMost = Annotated[Level, typer.Option(help="The best isolation to try; the best that works here is used.")]
+
+LIMITS = Limits()
 
 
 def _version(asked: bool) -> None:
@@ -136,7 +151,10 @@ def evaluate(
     verifier: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of the task's own.")] = None,
     set_: VerifierOptions = None,
     workers: Workers = 2,
-    timeout: Timeout = 2.0,
+    timeout: Timeout = None,
+    memory: Memory = LIMITS.memory_mb,
+    require: Require = "seccomp",
+    at_most: AtMost = "namespaces",
     max_rows: Annotated[
         int, typer.Option(min=1, help="Completions decoded side by side; lower it to save memory.")
     ] = 512,
@@ -163,13 +181,14 @@ def evaluate(
     check_model(model, "MODEL")
     folder = out or Path("runs") / "evaluate" / f"{model.strip('./').replace('/', '--')}-{Path(task).stem}"
     check_writable(folder, "--out")
+    timeout_s, sandbox = _limits(timeout, memory, require, at_most)
     _show_log()
     from grpo_math.evaluate import evaluate_command
 
     evaluate_command(
         model=model, task=chosen, n=n, k=ks, limit=limit, temperature=temperature, top_p=top_p, top_k=top_k,
         max_tokens=max_tokens, seed=seed, out=folder, verifier=verifier, options=options, workers=workers,
-        timeout_s=timeout, max_rows=max_rows, dtype=dtype, device=device,
+        timeout_s=timeout_s, sandbox=sandbox, max_rows=max_rows, dtype=dtype, device=device,
     )  # fmt: skip
 
 
@@ -193,15 +212,18 @@ def verify(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the verdicts on --pairs go.")] = None,
     set_: VerifierOptions = None,
     workers: Workers = 2,
-    timeout: Timeout = 2.0,
+    timeout: Timeout = None,
+    memory: Memory = LIMITS.memory_mb,
+    require: Require = "seccomp",
+    at_most: AtMost = "namespaces",
 ) -> None:
     """Run verifiers on their examples, on a task's gold answers, or on answers of your own.
 
     With --answer and --completion, show the verdict on that one completion and how it came about. With --pairs, judge
     each line of a file: for math it has id, answer, and completion (a whole text) or candidate (an answer taken out
-    already); with expected (true or false) and category in the lines, a table tells how often the verdict is right.
-    Exit code 1 if an example does not get the reward that its file states, a gold answer is refused, or a line of
-    --pairs cannot be used.
+    already); with expected (true or false) and kind or category in the lines, a table tells how often the verdict is
+    right. Exit code 1 if an example does not get the reward that its file states, a gold answer is refused, or a line
+    of --pairs cannot be used.
 
     \b
     Examples:
@@ -214,26 +236,27 @@ def verify(
     from grpo_math import verify as checks
     from grpo_math.find import list_verifiers
 
+    timeout_s, sandbox = _limits(timeout, memory, require, at_most)
     if answer is not None or completion is not None:
         if answer is None or completion is None or name is None or task is not None:
             raise UserError("to judge one completion give NAME, --answer and --completion, and no --task")
-        typer.echo(checks.verify_one(name, answer, completion, _options("--set", set_), timeout))
+        typer.echo(checks.verify_one(name, answer, completion, _options("--set", set_), timeout_s, sandbox))
         return
     if pairs is not None or out is not None:
         if pairs is None or out is None or name is None or task is not None:
             raise UserError("to judge a file of answers give NAME, --pairs and --out, and no --task")
         from grpo_math.pairs import verify_pairs
 
-        good = verify_pairs(name, pairs, out, _options("--set", set_), workers, timeout)
+        good = verify_pairs(name, pairs, out, _options("--set", set_), workers, timeout_s, sandbox)
     elif task is not None:
         chosen = _task(task, split, path, limit, option)
-        good = checks.verify_gold(chosen, name, workers, timeout, _options("--set", set_))
+        good = checks.verify_gold(chosen, name, workers, timeout_s, _options("--set", set_), sandbox)
     elif set_:
         raise UserError("--set speaks of the verifier's options; give it with --task, --pairs, or --answer")
     elif path is not None or limit is not None or option:
         raise UserError("--path, --limit and --option speak of a task's problems; name the task with --task")
     else:
-        good = checks.verify_examples([name] if name else list_verifiers(), workers, timeout)
+        good = checks.verify_examples([name] if name else list_verifiers(), workers, timeout_s, sandbox)
     if not good:
         raise typer.Exit(1)
 
@@ -355,6 +378,16 @@ def _options(flag: str, given: list[str] | None) -> dict[str, Any]:
         if not key or not equals:
             raise UserError(f"{flag} {text}: write KEY=VALUE, for example {flag} max_digits=3")
     return {key: parse_value(value) for (key, _, value), _ in pairs}
+
+
+def _limits(timeout: float | None, memory: int, require: Level, at_most: Level) -> tuple[float, config.Sandbox]:
+    """Seconds for a verifier, and what a program that it judges may use."""
+    from grpo_math import config
+
+    if LEVELS.index(at_most) < LEVELS.index(require):
+        raise UserError(f"--at-most {at_most} is less isolation than --require {require}; give --require {at_most} too")
+    sandbox = config.Sandbox(timeout_s=timeout or LIMITS.timeout_s, memory_mb=memory, require=require, at_most=at_most)
+    return timeout or config.Scoring().timeout_s, sandbox
 
 
 def _show_log() -> None:

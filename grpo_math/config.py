@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from grpo_math.sandbox.limits import LEVELS, Limits
+
 AdvantageName = Literal[
     "group_norm", "group_center", "leave_one_out", "reinforce_pp", "reinforce_pp_baseline", "maxrl", "pass_at_k", "gpg"
 ]
@@ -20,6 +22,8 @@ SurrogateName = Literal["clip", "dual_clip", "cispo", "sapo", "reinforce"]
 ReductionName = Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"]
 CorrectionName = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "geometric_mask"]
 KLName = Literal["k1", "k2", "k3"]
+
+Isolation = Literal["namespaces", "seccomp", "process"]
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -125,12 +129,36 @@ class Reward(Section):
 
 class Scoring(Section):
     """Verifiers run in `workers` processes; one that takes over `timeout_s` seconds for a completion is killed, and one
-    that allocates over `memory_mb` megabytes gets a MemoryError."""
+    that allocates over `memory_mb` megabytes gets a MemoryError. What is not judged `batch_timeout_s` seconds after it
+    was asked for, all completions of a step together, has no score."""
 
     workers: Count = 2
     timeout_s: Positive = 2.0
+    batch_timeout_s: Positive | None = None
     memory_mb: Count = 4096
     max_error_share: Share = 0.2
+
+
+class Sandbox(Section):
+    """What a judged program may use, and how well it must be kept apart; see sandbox/limits.py for the units."""
+
+    require: Isolation = "seccomp"
+    at_most: Isolation = "namespaces"
+    timeout_s: Positive = 10.0
+    memory_mb: Annotated[int, Field(ge=64)] = 1024
+    output_mb: Count = 16
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Sandbox:
+        if LEVELS.index(self.at_most) < LEVELS.index(self.require):
+            raise ValueError(
+                f"at_most={self.at_most} is less isolation than require={self.require}; set require={self.at_most} too"
+            )
+        return self
+
+    def limits(self) -> Limits:
+        """The same for verifiers, which know nothing of configurations."""
+        return Limits(**self.model_dump())
 
 
 class SamplingConfig(Section):
@@ -315,11 +343,22 @@ class Common(Section):
     backend: Backend = Backend()
     rollout: Rollout = Rollout()
     scoring: Scoring = Scoring()
+    sandbox: Sandbox = Sandbox()
     rewards: list[Reward] | None = None
     sampling: SamplingConfig = SamplingConfig()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     phase_timeout_s: Positive = 3600.0  # longest that sampling, scoring or updating may take before the run is ended
+
+    @model_validator(mode="after")
+    def _batch_ends_before_the_run(self) -> Common:
+        batch, phase = self.scoring.batch_timeout_s, self.phase_timeout_s
+        if batch is not None and batch >= phase:
+            raise ValueError(
+                f"scoring.batch_timeout_s={batch:g} is not below phase_timeout_s={phase:g}, which ends the whole run; "
+                f"try scoring.batch_timeout_s={phase / 2:g}"
+            )
+        return self
 
     @field_validator("rewards", mode="before")
     @classmethod

@@ -18,6 +18,9 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from grpo_math.sandbox import isolation
+from grpo_math.sandbox.client import SandboxError
+
 IMPORT_LIMIT_S = 180
 CHECKOUT = "git config core.symlinks true && git checkout -- grpo_math/tasks grpo_math/verifiers"
 # what a package is for, where its name does not say it
@@ -76,6 +79,7 @@ def doctor() -> tuple[str, bool]:
     lines += device_lines
     problems += [problem] if problem else []
     problems += _folders()
+    lines += ["", "Isolation of programs that a model wrote (verifier code)", *_isolation()]
     lines += [
         "",
         *(["To mend", *(f"  {problem}" for problem in problems)] if problems else ["Everything required works."]),
@@ -162,6 +166,14 @@ def _devices() -> tuple[list[str], str | None]:
         )
         lines.append(f"  {'GPU':<24}none{hint}")
     return lines, None
+
+
+def _isolation() -> list[str]:
+    """Which walls stand here, found out by trying. None is required: training on math does without."""
+    try:
+        return [f"  {line}" for line in isolation.report().lines()]
+    except SandboxError as error:
+        return [f"  none: {error}"]
 
 
 def _folders() -> list[str]:

@@ -47,7 +47,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def summarise(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Any]:
     """The figures of an evaluation. A completion without a reward (unknown, time-out, error) is left out of its
-    problem's count and reported beside it; a problem with fewer than k rewards is left out of pass@k, and counted."""
+    problem's count and reported beside it; a problem with fewer than k rewards is left out of pass@k, and counted. A
+    program whose own time was up has a reward: it is wrong, and no time-out."""
     counts = []
     for group in groups:
         judged = [s for s in group.scores if s.verdict.reward is not None]
@@ -72,7 +73,7 @@ def summarise(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Any]:
     result["truncated"] = sum(c.finish_reason == "length" for c in completions) / total
     result["mean_tokens"] = sum(len(c.token_ids) for c in completions) / total
     result["unknown"] = sum(v.reason == "unknown" for v in verdicts)
-    result["timeouts"] = sum(v.reason == "timeout" for v in verdicts)
+    result["timeouts"] = sum(v.reason == "timeout" and v.failed for v in verdicts)
     result["errors"] = sum(v.reason == "error" for v in verdicts)
     return result
 
@@ -121,6 +122,7 @@ def evaluate_command(
     options: Mapping[str, Any],
     workers: int,
     timeout_s: float,
+    sandbox: config.Sandbox,
     max_rows: int,
     dtype: Literal["float32", "bfloat16"],
     device: str,
@@ -161,7 +163,8 @@ def evaluate_command(
     engine = HFEngine(policy, max_rows, DTYPES[dtype])
     sampling = Sampling(n, max_tokens, temperature, top_p, top_k, seed)
     groups = []
-    with Scorer([reward], config.Scoring(workers=workers, timeout_s=timeout_s, max_error_share=1.0)) as scorer:
+    scoring = config.Scoring(workers=workers, timeout_s=timeout_s, max_error_share=1.0)
+    with Scorer([reward], scoring, sandbox) as scorer:
         per_block = max(1, max_rows // n)
         for start in track(range(0, len(fitting), per_block), description=f"{task.name}", transient=True):
             block = fitting[start : start + per_block]

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from grpo_math import config
 from grpo_math.find import find_verifier, user_code
 from grpo_math.progress import bar
-from grpo_math.scoring import check_options
+from grpo_math.scoring import check_options, with_sandbox
 from grpo_math.scoring_pool import Job, Pool
 from grpo_math.types import Problem, UserError, Verdict
 
@@ -35,19 +35,28 @@ class Pair:
     job: Job
     expected: bool | None
     category: str
+    kind: str = ""
 
 
 def verify_pairs(
-    verifier: str, source: Path, out: Path, options: Mapping[str, Any], workers: int, timeout_s: float
+    verifier: str,
+    source: Path,
+    out: Path,
+    options: Mapping[str, Any],
+    workers: int,
+    timeout_s: float,
+    sandbox: config.Sandbox,
 ) -> bool:
     """Write a verdict a line to `out`; print a table where lines carry `expected`. True if every line could be used.
 
-    Each has id, reward, reason, detail, answer and seconds. Interrupted, `out`.partial has those up to there. Raises
-    UserError: no such file or verifier, options that it does not take, an `out` that cannot be written.
+    Each has id, reward, reason, detail, answer and seconds; where the verdict is of tests, also how many passed of how
+    many in total. Interrupted, `out`.partial has those up to there. Raises UserError: no such file or verifier, options
+    that it does not take, an `out` that cannot be written.
     """
     module = find_verifier(verifier)
     reward = config.Reward(verifier=verifier, options=dict(options))
     check_options(reward)
+    reward = with_sandbox(reward, sandbox)
     from_row: FromRow = getattr(module, "from_row", completion_row)
     check_out(source, out)
     broken: list[str] = []
@@ -74,7 +83,8 @@ def check_out(source: Path, out: Path) -> None:
 
 @contextmanager
 def written(out: Path) -> Iterator[TextIO]:
-    """A stream into OUT.partial, which becomes `out` at the end; a device or pipe is written as it is."""
+    """A stream into OUT.partial, which becomes `out` at the end; a device or pipe is written as it is. Within, an
+    OSError is taken for one of that stream."""
     whole = not out.exists() or out.is_file()
     partial = out.with_name(f"{out.name}.partial") if whole else out
     try:
@@ -88,6 +98,12 @@ def written(out: Path) -> Iterator[TextIO]:
     except KeyboardInterrupt:
         print(f"the verdicts up to here are in {partial}", file=sys.stderr)
         raise
+    except OSError as error:
+        saved = f"; the verdicts up to there are in {partial}" if whole else ""
+        raise UserError(
+            f"--out {out}: cannot be written any more ({error.strerror}){saved}; free some space on its disk, or give "
+            "another file"
+        ) from error
     if whole:
         os.replace(partial, out)
 
@@ -130,7 +146,7 @@ def read_pair(line: bytes, from_row: FromRow) -> Pair:
         raise UserError(f"expected={expected!r}: give true or false")
     with user_code("the verifier's from_row"):
         problem, text = from_row(row)
-    return Pair(row["id"], (problem, text, 0), expected, str(row.get("category", "")))
+    return Pair(row["id"], (problem, text, 0), expected, str(row.get("category", "")), str(row.get("kind", "")))
 
 
 def judge(
@@ -158,16 +174,17 @@ def judge(
 
 
 def line_of(id: Any, verdict: Verdict, seconds: float) -> str:
-    return json.dumps(
-        {
-            "id": id,
-            "reward": verdict.reward,
-            "reason": verdict.reason,
-            "detail": verdict.detail,
-            "answer": verdict.answer,
-            "seconds": round(seconds, 6),
-        }
-    )
+    line = {
+        "id": id,
+        "reward": verdict.reward,
+        "reason": verdict.reason,
+        "detail": verdict.detail,
+        "answer": verdict.answer,
+        "seconds": round(seconds, 6),
+    }
+    if verdict.tests is not None:
+        line |= {"passed": verdict.tests.count("passed"), "total": len(verdict.tests)}
+    return json.dumps(line)
 
 
 def summary(pairs: Sequence[Pair], results: Sequence[tuple[Verdict, float]], broken: Sequence[str], out: Path) -> str:
@@ -191,12 +208,14 @@ def summary(pairs: Sequence[Pair], results: Sequence[tuple[Verdict, float]], bro
 
 
 def table(labelled: Sequence[tuple[Pair, Verdict]]) -> list[str]:
-    """A row per category and one for all. A verdict other than `correct` does not accept."""
-    by_category: dict[str, list[tuple[Pair, Verdict]]] = defaultdict(list)
+    """A row per kind, or per category where no line has a kind, and one for all. A verdict other than `correct` does
+    not accept."""
+    by = "kind" if any(pair.kind for pair, _ in labelled) else "category"
+    parts: dict[str, list[tuple[Pair, Verdict]]] = defaultdict(list)
     for pair, verdict in labelled:
-        by_category[pair.category].append((pair, verdict))
-    rows: list[tuple[str, ...]] = [("category", "lines", "right", "false accept", "false reject", "unknown")]
-    rows += [_row(name or "-", items) for name, items in by_category.items() if len(by_category) > 1]
+        parts[getattr(pair, by)].append((pair, verdict))
+    rows: list[tuple[str, ...]] = [(by, "lines", "right", "false accept", "false reject", "unknown")]
+    rows += [_row(name or "-", items) for name, items in parts.items() if len(parts) > 1]
     rows.append(_row("all", labelled))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -14,8 +14,11 @@ from pathlib import Path
 
 from grpo_math import config, memory
 from grpo_math.config_file import dump_config
-from grpo_math.find import find_task, find_verifier, nearest, verifier_of
+from grpo_math.find import find_task, nearest, verifier_of
 from grpo_math.problems import load_arguments
+from grpo_math.sandbox import isolation
+from grpo_math.sandbox.client import SandboxError
+from grpo_math.scoring import check_options, runs_programs
 from grpo_math.types import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")  # any of them will do
@@ -27,7 +30,7 @@ def preflight(cfg: config.Common) -> None:
     complaints = []
     checks: list[Callable[[], object]] = [
         lambda: check_task(cfg.task),
-        lambda: [find_verifier(reward.verifier) for reward in resolve_rewards(cfg)],
+        lambda: _check_rewards(cfg),
         lambda: check_model(cfg.model.path) if cfg.model.path else None,
         lambda: _check_context(cfg),
         lambda: check_writable(cfg.run_dir),
@@ -50,6 +53,23 @@ def resolve_rewards(cfg: config.Common) -> list[config.Reward]:
     if cfg.rewards:
         return cfg.rewards
     return [config.Reward(verifier=verifier_of(cfg.task.name))]
+
+
+def _check_rewards(cfg: config.Common) -> None:
+    for reward in resolve_rewards(cfg):
+        check_options(reward)
+    isolation_of(cfg)
+
+
+def isolation_of(cfg: config.Common) -> isolation.Report | None:
+    """How programs of the model are kept apart here; None where no verifier runs any. Raises UserError where that is
+    less than sandbox.require."""
+    if not any(runs_programs(reward) for reward in resolve_rewards(cfg)):
+        return None
+    try:
+        return isolation.report(cfg.sandbox.require, cfg.sandbox.at_most)
+    except SandboxError as error:
+        raise UserError(str(error)) from error
 
 
 def check_task(task: config.Task, key: str = "task.path") -> None:

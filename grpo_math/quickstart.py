@@ -102,6 +102,7 @@ def measure(cfg: config.Common, task: config.Task, out: Path, seed: int) -> dict
         options={},
         workers=cfg.scoring.workers,
         timeout_s=cfg.scoring.timeout_s,
+        sandbox=cfg.sandbox,
         max_rows=cfg.rollout.max_rows,
         dtype=cfg.backend.dtype,
         device=cfg.backend.device,

@@ -1,26 +1,30 @@
 """Run verifiers in processes that can be killed. Not a security sandbox.
 
 Every verifier judges every completion; the reward is the weighted sum. A verifier that raises, hangs, dies or returns
-nonsense gives a `timeout` or `error` without a reward, never a zero, and above a set share it stops the run. Leaves out
-the processes themselves (scoring_pool.py, scoring_worker.py).
+nonsense gives a `timeout` or `error` without a reward, never a zero, and above a set share it stops the run. A verifier
+that runs programs is told their limits. Leaves out the processes themselves (scoring_pool.py, scoring_worker.py), and
+how programs are run (sandbox/).
 """
 
 from __future__ import annotations
 
 import inspect
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 
-from grpo_math.config import Reward, Scoring
+from grpo_math.config import Reward, Sandbox, Scoring
 from grpo_math.find import find_verifier
 from grpo_math.scoring_pool import Job, Pool
 from grpo_math.types import Completion, Problem, Scored, UserError, Verdict
 
 FEW = 3  # failures that are tolerated in a call whatever their share, unless nothing else is left
 SHOWN = 3  # details in the message of a ScoringError
+REMEMBERED = 100_000  # problems of which it is kept how long they took
+SANDBOX = "sandbox"  # the option by which a verifier gets the limits of programs
+DEFAULT_SANDBOX = Sandbox()
 
 
 class ScoringError(RuntimeError):
@@ -33,16 +37,17 @@ class ScoringError(RuntimeError):
 
 class Scorer:
     """Judges completions by `rewards`, the first of which is the task's own. Works from any thread; use as a context
-    manager, or close it.
+    manager, or close it. sandbox: the limits of programs, for the verifiers that run some.
 
     Raises UserError for a verifier that there is not, or that does not take its options.
     """
 
-    def __init__(self, rewards: list[Reward], scoring: Scoring):
+    def __init__(self, rewards: list[Reward], scoring: Scoring, sandbox: Sandbox = DEFAULT_SANDBOX):
         for reward in rewards:
             check_options(reward)
         self.rewards, self.scoring = list(rewards), scoring
-        self._pool = Pool(rewards, scoring)
+        self._pool = Pool([with_sandbox(reward, sandbox) for reward in rewards], scoring)
+        self._durations = Durations()
         self._lock = threading.Lock()
 
     def score(
@@ -59,9 +64,13 @@ class Scorer:
         jobs: list[Job] = [(unique[key], key[1], which) for key in order for which in range(len(self.rewards))]
         verdicts: list[list[Verdict | None]] = [[None] * len(self.rewards) for _ in order]
         finished = 0
+        # a long one that comes last is waited for by all the others
+        turns = sorted(range(len(jobs)), key=lambda number: self._durations.mean(jobs[number]), reverse=True)
 
-        def done(number: int, verdict: Verdict, _: float) -> None:
+        def done(turn: int, verdict: Verdict, seconds: float) -> None:
             nonlocal finished
+            number = turns[turn]
+            self._durations.add(jobs[number], seconds)
             row, which = divmod(number, len(self.rewards))
             verdicts[row][which] = verdict
             if progress is not None and None not in verdicts[row]:
@@ -69,7 +78,7 @@ class Scorer:
                 progress(finished)
 
         with self._lock:
-            self._pool.run(jobs, done)
+            self._pool.run([jobs[number] for number in turns], done)
         row_of = {key: row for row, key in enumerate(order)}
         scored = [
             self._scored(verdicts[row_of[key]], completion) for key, (_, completion) in zip(keys, items, strict=True)
@@ -101,17 +110,16 @@ class Scorer:
         return Scored(reward, parts[self.rewards[0].verifier], parts)
 
     def _refuse_too_many_errors(self, items: Sequence[tuple[Problem, Completion]], scored: list[Scored]) -> None:
-        """A few failures in a small call are bad luck; a share of a large one, or all of any, is a broken verifier.
-        `unknown` is no failure: it says that the answer is beyond judging."""
+        """A few failures in a small call are bad luck; a share of a large one, or all of any, is a broken verifier."""
         failed = [
             (problem, s)
             for (problem, _), s in zip(items, scored, strict=True)
-            if any(v.reason in ("timeout", "error") for v in s.parts.values())
+            if any(v.failed for v in s.parts.values())
         ]
         allowed = self.scoring.max_error_share
         if len(failed) <= allowed * len(items) or (len(failed) < FEW and len(failed) < len(items)):
             return
-        bad = [(problem.id, name, v) for problem, s in failed for name, v in s.parts.items() if v.reward is None]
+        bad = [(problem.id, name, v) for problem, s in failed for name, v in s.parts.items() if v.failed]
         names = Counter(name for _, name, _ in bad)
         reasons = Counter(v.reason for _, _, v in bad)
         details = dict.fromkeys(v.detail for _, _, v in bad)
@@ -126,6 +134,32 @@ class Scorer:
         )
 
 
+class Durations:
+    """The mean seconds that a verifier's verdicts on a problem took, of the REMEMBERED problems judged last."""
+
+    def __init__(self) -> None:
+        self._totals: OrderedDict[tuple[str, int], tuple[int, float]] = OrderedDict()
+
+    def add(self, job: Job, seconds: float) -> None:
+        if not seconds:  # nobody judged it
+            return
+        key = _key(job)
+        count, total = self._totals.pop(key, (0, 0.0))
+        self._totals[key] = (count + 1, total + seconds)
+        if len(self._totals) > REMEMBERED:
+            self._totals.popitem(last=False)
+
+    def mean(self, job: Job) -> float:
+        """Infinity where there is no record: it may be the longest."""
+        count, total = self._totals.get(_key(job), (1, float("inf")))
+        return total / count
+
+
+def _key(job: Job) -> tuple[str, int]:
+    problem, _, which = job
+    return problem.id, which
+
+
 def _truncated(verdict: Verdict, completion: Completion) -> Verdict:
     """A completion that was cut off and is not right is no wrong answer, and keeps the reward it got."""
     if completion.finish_reason != "length" or verdict.reason == "correct" or verdict.reward is None:
@@ -136,14 +170,31 @@ def _truncated(verdict: Verdict, completion: Completion) -> Verdict:
 def check_options(reward: Reward) -> None:
     """Raises UserError for a verifier that there is not, or that does not take its options."""
     module = find_verifier(reward.verifier)
-    verify = module.verify
+    if SANDBOX in reward.options:
+        raise UserError(
+            f"rewards: verifier {reward.verifier} with {SANDBOX}={reward.options[SANDBOX]} among its options: the "
+            "limits of programs are set for all verifiers; set sandbox.timeout_s, sandbox.memory_mb, "
+            "sandbox.output_mb or sandbox.require"
+        )
     if check := getattr(module, "check_options", None):
         check(reward.options)
     try:
-        inspect.signature(verify).bind(None, "", **reward.options)
+        inspect.signature(module.verify).bind(None, "", **with_sandbox(reward, DEFAULT_SANDBOX).options)
     except TypeError as error:
-        takes = [p.name for p in list(inspect.signature(verify).parameters.values())[2:]]
+        takes = [name for name in list(inspect.signature(module.verify).parameters)[2:] if name != SANDBOX]
         raise UserError(
             f"rewards: verifier {reward.verifier} with options={reward.options}: {error}; "
             + (f"it takes {', '.join(takes)}" if takes else "it takes no options")
         ) from error
+
+
+def runs_programs(reward: Reward) -> bool:
+    """Whether the verifier runs what it judges: its `verify` has a parameter `sandbox`."""
+    return SANDBOX in inspect.signature(find_verifier(reward.verifier).verify).parameters
+
+
+def with_sandbox(reward: Reward, sandbox: Sandbox) -> Reward:
+    """With the limits of programs among the options, where the verifier runs programs."""
+    if not runs_programs(reward):
+        return reward
+    return reward.model_copy(update={"options": {**reward.options, SANDBOX: sandbox.limits()}})

@@ -6,17 +6,14 @@ imports torch.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import numbers
 import os
 import pickle
 import resource
-import select
 import signal
 import struct
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -24,14 +21,15 @@ from types import ModuleType
 from typing import Any, get_args
 
 from grpo_math.find import find_verifier
-from grpo_math.types import Problem, Reason, UserError, Verdict
+from grpo_math.lifeline import die_with_parent
+from grpo_math.types import Problem, Reason, RunAlone, UserError, Verdict
 
 HEADER = struct.Struct("<I")  # the length of the pickled message that follows
 MAX_DETAIL = 1000
-FAILED = ("timeout", "error")
-_F_SETSIG = 10  # Linux's, which Python's fcntl does not name
+NO_REWARD = ("unknown", "timeout", "error")  # the reasons that may come without one
 
-Fields = tuple[float | None, Reason, str, str | None, Any]  # a Verdict's, plain: they pickle in a third of the time
+# a Verdict's, plain: they pickle in a third of the time
+Fields = tuple[float | None, Reason, str, str | None, Any, tuple[str, ...] | None]
 
 
 def main() -> None:
@@ -47,8 +45,9 @@ def main() -> None:
     limit_memory(memory_mb)
     try:
         verifiers = [find_verifier(name) for name in names]
-        for verifier in verifiers:
-            getattr(verifier, "warm_up", lambda: None)()  # what the first problem would otherwise have to wait for
+        for verifier, given in zip(verifiers, options, strict=True):  # what the first problem would have to wait for
+            own = {"sandbox": given["sandbox"]} if "sandbox" in given else {}
+            getattr(verifier, "warm_up", lambda **_: None)(**own)
     except UserError as error:
         send(replies, ("failed", str(error)))
         return
@@ -57,6 +56,8 @@ def main() -> None:
         try:
             jobs = pickle.load(requests)
         except EOFError:
+            for verifier in verifiers:
+                getattr(verifier, "shut_down", lambda: None)()
             return
         except (AttributeError, ImportError, pickle.UnpicklingError) as error:
             send(
@@ -66,9 +67,9 @@ def main() -> None:
         send(replies, ("start", time.monotonic()))
         for number, which, problem, text in jobs:
             began = time.monotonic()
-            fields = judge(names[which], verifiers[which], options[which], problem, text)
+            alone, fields = judge(names[which], verifiers[which], options[which], problem, text)
             ended = time.monotonic()  # after judging: the next job's deadline counts from here
-            send(replies, (number, ended, ended - began, *fields))
+            send(replies, (number, ended, ended - began, alone, *fields))
 
 
 def limit_memory(megabytes: int) -> None:
@@ -77,7 +78,8 @@ def limit_memory(megabytes: int) -> None:
         limit, hard = megabytes << 20, resource.getrlimit(resource.RLIMIT_AS)[1]
         if hard != resource.RLIM_INFINITY:
             limit = min(limit, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        # the soft limit alone: a verifier may need another for the processes that it starts
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def send(file: int, message: tuple[Any, ...]) -> None:
@@ -87,17 +89,24 @@ def send(file: int, message: tuple[Any, ...]) -> None:
         data = data[os.write(file, data) :]
 
 
-def judge(name: str, verifier: ModuleType, options: Mapping[str, Any], problem: Problem, text: str) -> Fields:
-    """The verifier's verdict, or an `error` that says what is wrong with the verifier. Never a reward of our own."""
+def judge(
+    name: str, verifier: ModuleType, options: Mapping[str, Any], problem: Problem, text: str
+) -> tuple[bool, Fields]:
+    """The verifier's verdict, or an `error` that says what is wrong with the verifier. Never a reward of our own.
+
+    With it, whether the verifier wants to be asked again with nothing else running."""
+    alone = False
     try:
         verdict = verifier.verify(problem, text, **options)
+    except RunAlone as asked:
+        alone, verdict = True, asked.verdict
     except (Exception, SystemExit) as error:  # whatever a user's code raises is an error by name, not a zero reward
-        return _error(f"{name}: {describe(error, verifier.__file__)}")
+        return False, _error(f"{name}: {describe(error, verifier.__file__)}")
     complaint = nonsense(verdict)
     if complaint:
-        return _error(f"{name}: {complaint}")
+        return False, _error(f"{name}: {complaint}")
     reward = None if verdict.reward is None else float(verdict.reward)
-    return reward, verdict.reason, verdict.detail, verdict.answer, verdict.step_rewards
+    return alone, (reward, verdict.reason, verdict.detail, verdict.answer, verdict.step_rewards, verdict.tests)
 
 
 def describe(error: BaseException, file: str | None) -> str:
@@ -116,14 +125,16 @@ def nonsense(verdict: object) -> str | None:
         return f"returned the reason {_show(verdict.reason)}; known: {', '.join(get_args(Reason))}"
     reward = verdict.reward
     if reward is None:
-        if verdict.reason not in ("unknown", *FAILED):
-            return f"returned no reward with the reason {verdict.reason!r}; that is for unknown, {', '.join(FAILED)}"
+        if verdict.reason not in NO_REWARD:
+            return f"returned no reward with the reason {verdict.reason!r}; that is for {', '.join(NO_REWARD)}"
     elif not _is_number(reward):
         return f"returned the reward {_show(reward)}; return a finite float"
-    elif verdict.reason in FAILED:
-        return f"returned the reward {reward} with the reason {verdict.reason!r}; with this reason it is None"
+    elif verdict.reason == "error":
+        return f"returned the reward {reward} with the reason 'error'; with this reason it is None"
     if not isinstance(verdict.detail, str) or not isinstance(verdict.answer, str | None):
         return "returned a detail or answer that is not a string"
+    if verdict.tests is not None and not _are_strings(verdict.tests):
+        return f"returned the tests {_show(verdict.tests)}; return a tuple of strings, or None"
     return None if verdict.step_rewards is None else _nonsense_steps(verdict.step_rewards)
 
 
@@ -138,6 +149,10 @@ def _nonsense_steps(steps: object) -> str | None:
     return None
 
 
+def _are_strings(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -147,27 +162,4 @@ def _show(value: object) -> str:
 
 
 def _error(detail: str) -> Fields:
-    return None, "error", detail[:MAX_DETAIL], None, None
-
-
-def die_with_parent(lifeline: int) -> None:
-    """Have this process and all its children killed when the parent, which holds the other end, is gone.
-
-    On Linux the kernel does it, even while a verifier is stuck in C code: the pipe's hang-up is made to raise SIGKILL
-    in our process group. (PR_SET_PDEATHSIG would also strike when the thread that started us ends.)
-    """
-    if sys.platform == "linux":
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-        poll = select.poll()
-        poll.register(lifeline, select.POLLHUP)
-        if poll.poll(0):  # gone already, before the kernel was told
-            os.killpg(0, signal.SIGKILL)
-        return
-
-    def wait() -> None:
-        os.read(lifeline, 1)
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=wait, daemon=True).start()
+    return None, "error", detail[:MAX_DETAIL], None, None, None

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
-Reason = Literal["correct", "wrong", "no_answer", "truncated", "unknown", "timeout", "error"]
+Reason = Literal[
+    "correct", "wrong", "no_answer", "truncated", "unknown", "timeout", "error",
+    "memory", "output_limit", "crashed", "forbidden",  # how a judged program ended
+]  # fmt: skip
 
 
 class UserError(ValueError):
@@ -58,8 +61,10 @@ class Verdict:
     """What a verifier says of one completion.
 
     reward: None where the verifier failed (`timeout`, `error`) or cannot tell (`unknown`): a missing score is no zero.
+    reason: `timeout` with a reward says that the judged program's time was up, without one that the verifier's was.
     answer: what the verifier read as the final answer, for majority votes and for people.
     step_rewards: for process supervision, (end of the step as a character offset in the text, reward) per step.
+    tests: where programs are judged, per test `passed`, or why not.
     """
 
     reward: float | None
@@ -67,6 +72,21 @@ class Verdict:
     detail: str = ""
     answer: str | None = None
     step_rewards: tuple[tuple[int, float], ...] | None = None
+    tests: tuple[str, ...] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the verifier itself failed. `unknown` is no failure: it says that the answer is beyond judging."""
+        return self.reward is None and self.reason in ("timeout", "error")
+
+
+class RunAlone(Exception):
+    """Raised by a verifier whose verdict may owe to the machine's load: it is asked again with nothing else running,
+    and this verdict stands if it raises it again."""
+
+    def __init__(self, verdict: Verdict):
+        super().__init__(verdict)
+        self.verdict = verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,13 @@ from grpo_math import config
 from grpo_math.find import find_task, find_verifier, verifier_of
 from grpo_math.problems import PEEK, load_problems
 from grpo_math.progress import bar
-from grpo_math.scoring import Scorer
+from grpo_math.scoring import DEFAULT_SANDBOX, Scorer, with_sandbox
 from grpo_math.types import Completion, Problem, Verdict
 
 
-def verify_examples(names: Sequence[str], workers: int, timeout_s: float) -> bool:
+def verify_examples(
+    names: Sequence[str], workers: int, timeout_s: float, sandbox: config.Sandbox = DEFAULT_SANDBOX
+) -> bool:
     """Print, for each verifier, the examples whose reward is not the one its file states. True if there are none."""
     good = True
     for name in names:
@@ -32,7 +34,7 @@ def verify_examples(names: Sequence[str], workers: int, timeout_s: float) -> boo
             continue
         # examples need no ids of their own, but the scorer tells problems apart by them
         items = [(replace(p, id=f"example {i}"), completion_of(text)) for i, (p, text, _) in enumerate(examples, 1)]
-        verdicts = _score(name, items, workers, timeout_s)
+        verdicts = _score(config.Reward(verifier=name), items, workers, timeout_s, sandbox)
         failed = [
             f"  FAILED example {i}: reward {verdict.reward}, not {expected} ({_why(verdict)})\n"
             f"    answer {problem.answer!r}, completion {_short(text)}"
@@ -52,6 +54,7 @@ def verify_gold(
     workers: int,
     timeout_s: float,
     options: Mapping[str, Any] | None = None,
+    sandbox: config.Sandbox = DEFAULT_SANDBOX,
 ) -> bool:
     """Print how many of a task's own answers its verifier accepts, and each refused one. True if none is refused."""
     module, verifier = find_task(task.name), verifier_of(task.name, verifier)
@@ -63,12 +66,12 @@ def verify_gold(
         print(f"task {task.name} has no end: taking its first {PEEK:,} problems (--limit changes that)")
     gold: Callable[[Problem], str] = getattr(module, "gold_completion", lambda problem: f"\\boxed{{{problem.answer}}}")
     began = time.monotonic()
-    verdicts = _score(verifier, [(p, completion_of(gold(p))) for p in problems], workers, timeout_s, options)
+    reward = config.Reward(verifier=verifier, options=dict(options or {}))
+    verdicts = _score(reward, [(p, completion_of(gold(p))) for p in problems], workers, timeout_s, sandbox)
     refused = []
     for problem, verdict in zip(problems, verdicts, strict=True):
         complaint = None if verdict.reason == "correct" else _why(verdict)
-        # not after a time-out: `check` runs in this process and would hang it
-        if check is not None and verdict.reason != "timeout" and (said := check(problem)) is not None:
+        if check is not None and not _hung(verdict) and (said := check(problem)) is not None:
             complaint = f"left out of training: {said}"
         if complaint is not None:
             where = problem.metadata.get("source", problem.id)
@@ -79,15 +82,23 @@ def verify_gold(
     return not refused
 
 
-def verify_one(verifier: str, answer: str, completion: str, options: Mapping[str, Any], timeout_s: float) -> str:
+def verify_one(
+    verifier: str,
+    answer: str,
+    completion: str,
+    options: Mapping[str, Any],
+    timeout_s: float,
+    sandbox: config.Sandbox = DEFAULT_SANDBOX,
+) -> str:
     """The verdict on one completion, given the right answer, and how the verifier came to it where it can say so."""
     module = find_verifier(verifier)
     problem = Problem("command line", "command line", "", answer)
-    verdict = _score(verifier, [(problem, completion_of(completion))], 1, timeout_s, options)[0]
+    reward = config.Reward(verifier=verifier, options=dict(options))
+    verdict = _score(reward, [(problem, completion_of(completion))], 1, timeout_s, sandbox)[0]
     rows = [(key, str(getattr(verdict, key))) for key in ("reward", "reason", "answer", "detail")]
     explain: Callable[..., list[tuple[str, str]]] | None = getattr(module, "explain", None)
-    if explain is not None and verdict.reason != "timeout":  # what did not end in a worker would not end here
-        rows += explain(problem, completion, **options)
+    if explain is not None and not _hung(verdict):
+        rows += explain(problem, completion, **with_sandbox(reward, sandbox).options)
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows)
 
@@ -97,16 +108,21 @@ def completion_of(text: str) -> Completion:
     return Completion((), (), text, "stop", 0)
 
 
+def _hung(verdict: Verdict) -> bool:
+    """Whether the verifier had to be killed: what did not end in a worker would not end in this process."""
+    return verdict.reason == "timeout" and verdict.failed
+
+
 def _score(
-    verifier: str,
+    reward: config.Reward,
     items: Sequence[tuple[Problem, Completion]],
     workers: int,
     timeout_s: float,
-    options: Mapping[str, Any] | None = None,
+    sandbox: config.Sandbox,
 ) -> list[Verdict]:
     # the share of errors that stops a run would hide which items they are
     scoring = config.Scoring(workers=workers, timeout_s=timeout_s, max_error_share=1.0)
-    with Scorer([config.Reward(verifier=verifier, options=dict(options or {}))], scoring) as scorer:
+    with Scorer([reward], scoring, sandbox) as scorer:
         scored = scorer.score(items, bar(len(items)))
     return [item.verdict for item in scored]
 

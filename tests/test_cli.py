@@ -188,7 +188,8 @@ def test_evaluate_hands_over(call: Call, monkeypatch: pytest.MonkeyPatch) -> Non
         "evaluate", "some/model", "--task", "./mine.py", "-n", "4", "--k", "4,1", "--limit", "3",
         "--option", "good=true", "--temperature", "0.5", "--max-tokens", "9", "--seed", "5", "--out", "here",
         "--verifier", "math", "--top-p", "0.9", "--top-k", "20", "--workers", "3", "--timeout", "2",
-        "--max-rows", "7", "--dtype", "bfloat16", "--device", "cpu", "--set", "percent=number",
+        "--max-rows", "7", "--dtype", "bfloat16", "--device", "cpu", "--set", "percent=number", "--memory", "99",
+        "--require", "namespaces",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     task = config.Task(name="./mine.py", split="test", options={"good": True})
@@ -197,6 +198,7 @@ def test_evaluate_hands_over(call: Call, monkeypatch: pytest.MonkeyPatch) -> Non
         "top_k": 20, "max_tokens": 9, "seed": 5, "out": Path("here"), "verifier": "math", "workers": 3,
         "timeout_s": 2.0, "max_rows": 7, "dtype": "bfloat16", "device": "cpu",
         "options": {"percent": "number"},
+        "sandbox": config.Sandbox(require="namespaces", timeout_s=2.0, memory_mb=99),
     }  # fmt: skip
 
 
@@ -206,6 +208,7 @@ def test_the_defaults_of_evaluate_are_those_of_a_run(call: Call, monkeypatch: py
     assert not seen  # that folder is not there
     call("evaluate", "some/model", "--task", "./mine.py")
     assert (seen["workers"], seen["timeout_s"]) == (config.Scoring().workers, config.Scoring().timeout_s)
+    assert seen["sandbox"] == config.Sandbox()
     assert (seen["max_rows"], seen["dtype"]) == (config.Rollout().max_rows, config.Backend().dtype)
     assert (seen["n"], seen["k"]) == (config.Evaluation().n, config.Evaluation().k)
     assert (seen["max_tokens"], seen["temperature"]) == (None, config.SamplingConfig().temperature)
@@ -279,7 +282,12 @@ def test_verify_leaves_out_what_check_refuses(call: Call, folder: Path) -> None:
     )
     result = call("verify", "--task", "./mine.py", "--option", "good=true")
     assert result.exit_code == 1
-    assert "REFUSED data.jsonl:2: answer '2': left out of training: is two" in result.stdout
+    refusal = "REFUSED data.jsonl:2: answer '2': left out of training: is two"
+    assert refusal in result.stdout
+    # a gold program that takes too long is looked at like a wrong one: the verifier itself does not hang
+    (folder / "judge.py").write_text((folder / "judge.py").read_text().replace('else "wrong"', 'else "timeout"'))
+    (folder / "mine.py").write_text(TASK.replace("return problem.answer", "return 'slow'"))
+    assert refusal in call("verify", "--task", "./mine.py", "--option", "good=true").stdout
 
 
 def test_verify_judges_one_completion(call: Call) -> None:

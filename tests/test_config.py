@@ -12,6 +12,7 @@ import yaml
 
 from grpo_math import advantages, algorithms, config, config_errors, correction, kl, losses
 from grpo_math.config_file import dump_config, load_config
+from grpo_math.sandbox.limits import LEVELS, Limits
 from grpo_math.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -267,6 +268,8 @@ def test_all_mistakes_at_once(refuse: Refuse) -> None:
         ("steps=1.5", "must be a whole number"),
         ("steps=0", "must be at least 1"),
         ("scoring.max_error_share=2", "must be at most 1"),
+        ("sandbox.require=secomp", "did you mean seccomp? (known: namespaces, seccomp, process)"),
+        ("sandbox.memory_mb=63", "must be at least 64"),
         ("optimizer.betas=[0.9, 1]", "must be below 1"),
         ("optimizer.betas=[0.9]", "optimizer.betas.1 is missing"),
         ("optimizer.learning_rate=.inf", "must be finite"),
@@ -301,6 +304,20 @@ def test_values_are_refused_in_plain_words(refuse: Refuse, override: str, said: 
     message = refuse(BASE, override)
     assert message.startswith("command line: ")
     assert said in message
+
+
+def test_the_limits_of_programs_have_one_set_of_defaults() -> None:
+    assert config.Sandbox().limits() == Limits()
+    assert set(get_args(config.Sandbox.model_fields["require"].annotation)) == set(LEVELS)
+    limits = config.Sandbox(timeout_s=1, memory_mb=64, output_mb=2, require="process").limits()
+    assert limits == Limits(1.0, 64, 2, "process")
+
+
+def test_a_batch_cannot_outlast_the_phase(refuse: Refuse, load: Load) -> None:
+    message = refuse(BASE, "scoring.batch_timeout_s=100", "phase_timeout_s=60")
+    assert "scoring.batch_timeout_s=100 is not below phase_timeout_s=60, which ends the whole run" in message
+    assert message.endswith("try scoring.batch_timeout_s=30")
+    assert load(BASE, "scoring.batch_timeout_s=100").scoring.batch_timeout_s == 100
 
 
 def test_a_contradiction_between_two_sections_names_the_remedy(refuse: Refuse) -> None:

@@ -22,6 +22,7 @@ def judged(*verdicts: Verdict) -> Group:
 
 
 RIGHT, WRONG = Verdict(1.0, "correct", answer="1"), Verdict(0.0, "wrong", answer="2")
+SLOW_PROGRAM = Verdict(0.0, "timeout", tests=("passed", "timeout"))
 LATE, SILENT = Verdict(None, "timeout"), Verdict(0.0, "no_answer")
 
 
@@ -35,6 +36,11 @@ def test_what_is_summed_up():
     assert figures["pass@4_left_out"] == 2
     assert figures["timeouts"] == 5
     assert figures["format_rate"] == pytest.approx(6 / 12)
+
+
+def test_a_program_whose_time_was_up_is_wrong_and_no_time_out():
+    figures = summarise([judged(RIGHT, SLOW_PROGRAM)], [1])
+    assert (figures["accuracy"], figures["pass@1"], figures["timeouts"]) == (0.5, 0.5, 0)
 
 
 def test_from_the_command_line_to_the_files(tmp_path: Path):

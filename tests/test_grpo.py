@@ -273,6 +273,7 @@ def test_a_verifier_that_fails_now_and_then_is_neither_zero_nor_the_end(setting)
     assert failed
     assert all(r["reward"] is None and r["advantage"] is None for r in failed)
     assert sum(row["verdict/error"] for row in lines(cfg, "metrics.jsonl")) > 0
+    assert all(row["verdict/failed"] == row["verdict/error"] for row in lines(cfg, "metrics.jsonl"))
 
 
 def test_gradient_checkpointing_samples_and_learns_the_same(setting, tmp_path):

@@ -1,6 +1,7 @@
 """grpo-math verify NAME --pairs: a verdict a line, in order, whatever the lines are like."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_math.cli import app
+from grpo_math.sandbox.limits import Limits
 
 SLOW = """
 import time
@@ -19,6 +21,23 @@ from grpo_math.types import Verdict
 def verify(problem, completion, slow=0.0):
     time.sleep(float(completion) if slow == 0.0 else slow)
     return Verdict(1.0, "correct", problem.metadata.get("note", ""), completion)
+"""
+
+
+TESTED = """
+from grpo_math.types import Verdict
+
+def verify(problem, completion):
+    tests = tuple(completion.split())
+    right = set(tests) == {"passed"}
+    return Verdict(float(right), "correct" if right else "wrong", tests=tests or None)
+"""
+
+LIMITED = """
+from grpo_math.types import Verdict
+
+def verify(problem, completion, *, sandbox=None):
+    return Verdict(1.0, "correct", str(sandbox))
 """
 
 
@@ -119,6 +138,40 @@ def test_labelled_lines_end_in_a_table_by_category(judge):
     assert table[3] == ["all", "4", "50.00%", "1", "of", "2", "(50.00%)", "1", "of", "2", "(50.00%)", "1"]
 
 
+def test_lines_with_a_kind_are_grouped_by_it_and_tests_are_counted(judge, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tested.py").write_text(TESTED)
+    line = {"answer": "", "category": "c", "expected": True}
+    lines = [
+        {"id": 1, **line, "kind": "stdio", "completion": "passed passed"},
+        {"id": 2, **line, "kind": "asserts", "completion": "passed timeout crashed"},
+        {"id": 3, **line, "completion": ""},
+    ]
+    result, rows = judge(lines, name="./tested.py")
+    assert [(row.get("passed"), row.get("total")) for row in rows] == [(2, 2), (1, 3), (None, None)]
+    table = [line.split()[:3] for line in result.stdout.splitlines()[-5:]]
+    assert table == [
+        ["kind", "lines", "right"],
+        ["stdio", "1", "100.00%"],
+        ["asserts", "1", "0.00%"],
+        ["-", "1", "0.00%"],
+        ["all", "3", "33.33%"],
+    ]
+
+
+def test_the_limits_of_programs_are_those_of_the_command(judge, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "limited.py").write_text(LIMITED)
+    lines = [{"id": 1, "answer": "", "completion": ""}]
+    _, rows = judge(lines, "--timeout", "3", "--memory", "128", "--require", "process", name="./limited.py")
+    assert (
+        rows[0]["detail"]
+        == "Limits(timeout_s=3.0, memory_mb=128, output_mb=16, require='process', at_most='namespaces')"
+    )
+    assert judge(lines, name="./limited.py")[1][0]["detail"] == str(Limits())
+    assert "set sandbox.timeout_s" in judge(lines, "--set", "sandbox=1", name="./limited.py")[0].stderr
+
+
 def test_a_verifier_of_one_s_own_and_its_options(judge, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slow.py").write_text(SLOW)
@@ -199,3 +252,18 @@ def test_a_device_is_written_as_it_is(tmp_path, judge):
     result = CliRunner().invoke(app, ["verify", "math", "--pairs", str(source), "--out", "/dev/null"])
     assert result.exit_code == 0
     assert Path("/dev/null").is_char_device()
+
+
+def test_a_disk_that_fills_up_is_named_with_what_is_saved(tmp_path):
+    lines = [{"id": n, "answer": "5", "candidate": "5"} for n in range(200)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, "-m", "grpo_math", "verify", "math", "--pairs", "in.jsonl", "--out"]
+    limit = f"ulimit -f 8; exec {shlex.join([*command, 'out.jsonl'])}"  # in KiB; to Python like a disk that is full
+    full = subprocess.run(["bash", "-c", limit], cwd=tmp_path, capture_output=True, text=True)
+    assert full.returncode == 2
+    assert "--out out.jsonl: cannot be written any more (File too large); the verdicts" in full.stderr
+    assert "are in out.jsonl.partial; free some space" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert json.loads((tmp_path / "out.jsonl.partial").read_text().splitlines()[0])["id"] == 0
+    device = subprocess.run([*command, "/dev/full"], cwd=tmp_path, capture_output=True, text=True)
+    assert "--out /dev/full: cannot be written any more (No space left on device); free" in device.stderr

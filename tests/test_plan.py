@@ -218,6 +218,8 @@ def test_preflight_passes_and_leaves_nothing_behind(folder: Path) -> None:
     [
         ({"task": "arithmetik"}, "did you mean arithmetic?"),
         ({"rewards": "maths"}, "did you mean math?"),
+        ({"rewards": {"verifier": "math", "options": {"percent": "both"}}}, "percent=both"),
+        ({"rewards": {"verifier": "math", "options": {"sandbox": 1}}}, "set sandbox.timeout_s"),
         ({"task": {"name": "gsm8k", "path": "m/config.jsn"}}, "no such file; did you mean m/config.json?"),
         (
             {"evaluation": {"task": {"name": "gsm8k", "path": "x.jsonl"}}},

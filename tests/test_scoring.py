@@ -1,6 +1,7 @@
 """Scorer: what becomes of verifiers that raise, hang, die, print, fork or return nonsense, and of their processes."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,21 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from grpo_math.config import Reward, Scoring
-from grpo_math.scoring import Scorer, ScoringError
+from grpo_math.config import Reward, Sandbox, Scoring
+from grpo_math.scoring import Durations, Scorer, ScoringError
+from grpo_math.scoring_pool import Worker
 from grpo_math.types import Completion, Problem, UserError
 
-HEAD = "import ctypes, os, re, subprocess, sys, time\nfrom grpo_math.types import Verdict\n\n"
+HEAD = "import ctypes, os, re, resource, subprocess, sys, time\nfrom grpo_math.types import RunAlone, Verdict\n\n"
 
 
 @pytest.fixture
 def make(tmp_path):
-    """Write a verifier whose body of `verify(problem, completion, ...)` is `body`; returns its name, a path."""
+    """Write a verifier whose body of `verify(problem, completion, ...)` is `body`, and what stands below it in its
+    file; returns its name, a path."""
 
-    def write(body, arguments="", name="custom"):
+    def write(body, arguments="", name="custom", below=""):
         lines = "\n".join("    " + line for line in body.strip().split("\n"))
         path = tmp_path / f"{name}.py"
-        path.write_text(f"{HEAD}def verify(problem, completion{arguments}):\n{lines}\n")
+        path.write_text(f"{HEAD}def verify(problem, completion{arguments}):\n{lines}\n\n{below}\n")
         return str(path)
 
     return write
@@ -101,6 +104,8 @@ def test_an_exception_inside_a_library_names_the_line_of_the_verifier(make):
         ('Verdict(1.0, "correct", step_rewards=((3, 1.0), (1, 0.0)))', "rising character offsets"),
         ('Verdict(1.0, "correct", step_rewards=((3, float("nan")),))', "not a finite float"),
         ('Verdict(1.0, "correct", step_rewards=1.0)', "return ((end, reward), ...)"),
+        ('Verdict(1.0, "correct", tests=["passed"])', "the tests list ['passed']; return a tuple of strings"),
+        ('Verdict(1.0, "correct", tests=("passed", 1))', "return a tuple of strings, or None"),
         ("sys.exit(3)", "SystemExit: 3"),
         ("(lambda: 0)", "not a Verdict"),
     ],
@@ -405,3 +410,160 @@ def test_unknown_has_no_reward_and_is_no_failure(make):
 def test_options_that_check_options_refuses_are_named_before_a_worker_starts():
     with pytest.raises(UserError, match="percent=both"):
         Scorer([Reward(verifier="math", options={"percent": "both"})], Scoring())
+
+
+def test_the_outcome_of_each_test_reaches_the_caller(make):
+    name = make('return Verdict(0.5, "crashed", tests=("passed", "IndexError"))')
+    (verdict,) = verdicts(name, "a")
+    assert (verdict.reward, verdict.reason, verdict.tests) == (0.5, "crashed", ("passed", "IndexError"))
+
+
+def test_a_program_that_took_too_long_is_no_failure_of_the_verifier(make):
+    name = make('return Verdict(None if completion == "mine" else 0.0, "timeout")')
+    with Scorer([Reward(verifier=name)], Scoring(workers=1, max_error_share=0.0)) as scorer:
+        scored = scorer.score(items("a", "b", "c", "d", "e"))
+        with pytest.raises(ScoringError, match=r"failed on 1 of 1 completions .* 1 timeout"):
+            scorer.score(items("mine"))
+    assert {(s.reward, s.verdict.reason, s.verdict.failed) for s in scored} == {(0.0, "timeout", False)}
+
+
+# The limits of programs
+
+
+def test_a_verifier_with_a_parameter_sandbox_gets_the_limits(make):
+    name = make('return Verdict(float(sandbox.memory_mb), "wrong", sandbox.require)', arguments=", *, sandbox=None")
+    with Scorer([Reward(verifier=name)], Scoring(workers=1), Sandbox(memory_mb=77, require="process")) as scorer:
+        verdict = scorer.score(items("a"))[0].verdict
+    assert (verdict.reward, verdict.detail) == (77.0, "process")
+    assert verdicts(name, "a")[0].reward == Sandbox().memory_mb
+
+
+def test_the_option_sandbox_is_not_the_user_s_to_set(make):
+    name = make("pass", arguments=", *, reward='all', sandbox=None")
+    with pytest.raises(UserError, match=r"sandbox=5 among its options.*set sandbox.timeout_s"):
+        Scorer([Reward(verifier=name, options={"sandbox": 5})], Scoring())
+    with pytest.raises(UserError, match=r"rewards: verifier .*it takes reward$"):
+        Scorer([Reward(verifier=name, options={"rewad": "all"})], Scoring())
+
+
+def test_a_verifier_may_lift_the_memory_limit_for_what_it_starts(make):
+    name = make(
+        'soft, hard = resource.getrlimit(resource.RLIMIT_AS)\nreturn Verdict(float(soft >> 20), "correct", str(hard))'
+    )
+    with Scorer([Reward(verifier=name)], Scoring(workers=1, memory_mb=600)) as scorer:
+        verdict = scorer.score(items("a"))[0].verdict
+    assert (verdict.reward, verdict.detail) == (600.0, str(resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def test_shut_down_runs_in_a_worker_that_ends_in_an_orderly_way(make, tmp_path):
+    out = tmp_path / "out"
+    name = make("pass", below=f"def shut_down():\n    open({str(out)!r}, 'w').write('shut down')")
+    worker = Worker([Reward(verifier=name)], os.getcwd(), 4096)
+    worker.stdin.close()
+    assert worker.process.wait(timeout=60) == 0
+    worker.kill()
+    assert out.read_text() == "shut down"
+
+
+# Deadlines and turns
+
+
+def problems(**metadata_of):
+    """A problem of each name, with an item for each."""
+    return [
+        (Problem(name, "t", "", "1", {"value": value}), Completion((), (), name, "stop", 0))
+        for name, value in metadata_of.items()
+    ]
+
+
+PATIENCE = """
+def patience(problem, factor=1):
+    return factor * problem.metadata["value"]
+"""
+
+
+def test_the_patience_of_a_verifier_counts_instead_of_the_time_limit(make):
+    body = 'time.sleep(100 if completion == "hang" else 0.6)\nreturn Verdict(1.0, "correct")'
+    name = make(body, arguments=", factor=1", below=PATIENCE)
+    reward = Reward(verifier=name, options={"factor": 2})
+    with Scorer([reward], Scoring(workers=1, timeout_s=0.1, max_error_share=1.0)) as scorer:
+        scored = scorer.score(problems(slow=20, hang=0.2, again=20, broken=None, negative=-1))
+    assert [s.verdict.reason for s in scored] == ["correct", "timeout", "correct", "error", "error"]
+    assert scored[1].verdict.detail == f"{name}: no verdict within 0.4 s; its process was killed"
+    assert f"{name}: patience failed: {name}:" in scored[3].verdict.detail
+    assert scored[4].verdict.detail == f"{name}: patience returned -2; return seconds above 0"
+
+
+def test_what_is_not_judged_when_the_time_of_the_batch_is_up_has_no_score(make, tmp_path):
+    name = make(
+        f'open({str(tmp_path / "pids")!r}, "a").write(f"{{os.getpid()}}\\n")\n'
+        'time.sleep(100 if completion == "hang" else 0)\n'
+        'verdict = Verdict(1.0, "correct")\n'
+        'if completion == "alone":\n    raise RunAlone(verdict)\nreturn verdict'
+    )
+    scoring = Scoring(workers=1, timeout_s=100, batch_timeout_s=2.0, max_error_share=1.0)
+    with Scorer([Reward(verifier=name)], scoring) as scorer:
+        while scorer.score(items("warm up"))[0].reward is None:  # on a busy machine a worker is long in coming
+            pass
+        seen = []
+        scored = scorer.score(items("a", "alone", "hang", "late", "later"), seen.append)
+        assert gone((tmp_path / "pids").read_text().split()[-1])
+        after = scorer.score(items("b"))
+    assert [s.reward for s in scored] == [1.0, None, None, None, None]
+    assert {s.verdict.reason for s in scored[1:]} == {"timeout"}
+    assert scored[3].verdict.detail.startswith(f"{name}: scoring.batch_timeout_s=2 passed before it was judged; raise")
+    assert seen == [1, 2, 3, 4, 5]
+    assert after[0].verdict.reason in ("correct", "timeout")
+
+
+def test_a_verdict_that_may_owe_to_the_load_is_asked_for_again_with_nothing_else_running(make, tmp_path):
+    log = tmp_path / "log"
+    name = make(
+        f"log = open({str(log)!r}, 'a+')\n"
+        "began = time.monotonic()\ntime.sleep(0.03)\n"
+        "print(completion, began, time.monotonic(), file=log, flush=True)\n"
+        "log.seek(0)\n"
+        "calls = sum(line.split()[0] == completion for line in log)\n"
+        'verdict = Verdict(float(calls), "wrong")\n'
+        'if completion.startswith("always") or (completion.startswith("once") and calls == 1):\n'
+        "    raise RunAlone(verdict)\n"
+        'time.sleep(100 if completion == "dies" and calls == 2 else 0)\n'
+        'if completion == "dies":\n    raise RunAlone(verdict)\n'
+        "return verdict"
+    )
+    texts = ["always", "plain1", "once", "plain2", "dies", *(f"plain{n}" for n in range(3, 20)), "always2"]
+    seen = []
+    with Scorer([Reward(verifier=name)], Scoring(workers=3, timeout_s=2.0)) as scorer:
+        scored = scorer.score(items(*texts), seen.append)
+    assert [s.reward for s in scored] == [
+        {"plain": 1.0, "dies": None}.get(text.rstrip("0123456789"), 2.0) for text in texts
+    ]
+    assert seen == list(range(1, len(texts) + 1))
+    calls = [(text, float(began), float(ended)) for text, began, ended in map(str.split, log.read_text().splitlines())]
+    again = [call for number, call in enumerate(calls) if call[0] in {text for text, _, _ in calls[:number]}]
+    assert sorted(text for text, _, _ in again) == ["always", "always2", "dies", "once"]
+    for call in again:
+        assert all(other is call or other[2] <= call[1] or call[2] <= other[1] for other in calls)
+
+
+def test_the_longest_go_first_and_come_back_in_their_places(make, tmp_path):
+    log = tmp_path / "log"
+    name = make(
+        f"open({str(log)!r}, 'a').write(problem.id + ' ')\n"
+        'time.sleep(problem.metadata["value"])\nreturn Verdict(problem.metadata["value"], "correct")'
+    )
+    with Scorer([Reward(verifier=name)], Scoring(workers=1, timeout_s=60)) as scorer:
+        scorer.score(problems(short=0.0, long=1.0, middle=0.4))
+        scored = scorer.score(problems(short=0.0, new=0.1, long=1.0, newer=0.2, middle=0.4))
+    assert log.read_text().split() == ["short", "long", "middle", "new", "newer", "long", "middle", "short"]
+    assert [s.reward for s in scored] == [0.0, 0.1, 1.0, 0.2, 0.4]
+
+
+def test_durations_are_means_of_the_problems_judged_last(monkeypatch):
+    monkeypatch.setattr("grpo_math.scoring.REMEMBERED", 2)
+    durations = Durations()
+    (a, _), (b, _), (c, _) = problems(a=0, b=0, c=0)
+    for problem, seconds in ((a, 1.0), (b, 2.0), (a, 3.0), (c, 4.0), (a, 0.0)):
+        durations.add((problem, "", 0), seconds)
+    assert [durations.mean((problem, "text", 0)) for problem in (a, b, c)] == [2.0, float("inf"), 4.0]
+    assert durations.mean((a, "", 1)) == float("inf")

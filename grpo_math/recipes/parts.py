@@ -144,7 +144,7 @@ def build_parts(cfg: config.Common, policy: Policy, updates: int, source: Proble
         backend=TorchBackend(
             policy, cfg.backend, cfg.optimizer, updates, cfg.micro_batch_tokens, cfg.sampling.temperature
         ),
-        scorer=Scorer(resolve_rewards(cfg), cfg.scoring),
+        scorer=Scorer(resolve_rewards(cfg), cfg.scoring, cfg.sandbox),
         stream=PromptStream(
             ProblemStream(source, cfg.seed), prompt_maker(cfg.task, find_task(cfg.task.name), policy.tokenizer), room
         ),

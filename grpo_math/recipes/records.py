@@ -67,6 +67,8 @@ def group_metrics(groups: Sequence[Group], rewards: Sequence[config.Reward]) -> 
         "completion/count": float(len(completions)),
     }
     metrics |= {f"verdict/{name}": reasons[name] / max(len(scores), 1) for name in get_args(Reason)}
+    # apart, since `timeout` is also the reason of programs that took too long, which is no failure of the verifier
+    metrics["verdict/failed"] = sum(score.verdict.failed for score in scores) / max(len(scores), 1)
     for reward in rewards:
         values = [s.parts[reward.verifier].reward for s in scores]
         known = [v for v in values if v is not None]

@@ -26,7 +26,7 @@ from grpo_math.config_file import dump_config
 from grpo_math.evaluate import summarise
 from grpo_math.groups import TooManyErrors
 from grpo_math.log import CHECKPOINTS, COMPLETIONS, METRICS, Progress, RunFolder
-from grpo_math.plan import preflight, resolve_rewards
+from grpo_math.plan import isolation_of, preflight, resolve_rewards
 from grpo_math.policy import Policy, load_policy, make_policy, pick_device
 from grpo_math.problems import load_problems
 from grpo_math.recipes.grpo import GRPO
@@ -54,6 +54,8 @@ FREE_TO_CHANGE = (
     "checkpoint.",
     "evaluation.",
     "scoring.",
+    "sandbox.require",
+    "sandbox.at_most",
     "phase_timeout_s",
     "micro_batch_tokens",
     "rollout.max_rows",
@@ -81,7 +83,14 @@ def run(cfg: config.Common, resume: Resume = "auto") -> None:
         if resume == "never":
             clear(folder)
         report_refused(parts)
+        report_isolation(cfg)
         loop.go(folder, found)
+
+
+def report_isolation(cfg: config.Common) -> None:
+    """Say which walls are around programs that the model writes, where any are run."""
+    if (report := isolation_of(cfg)) is not None:
+        print("programs run at isolation", "\n  ".join(report.lines()))
 
 
 def newest(cfg: config.Common, resume: Resume) -> tuple[int, Path] | None:

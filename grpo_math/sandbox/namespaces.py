@@ -1,0 +1,105 @@
+"""A world of its own for the zygote and its programs: own root, processes, network, users, hostname.
+
+The root holds the interpreter and the system's libraries, read-only, five device files and an empty /tmp. There is no
+/proc, no home, no socket, nothing of the machine's. Leaves out what binds a single program (child.py).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from grpo_math.sandbox import kernel
+
+ALL = kernel.NEWNS | kernel.NEWPID | kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWCGROUP
+SCRATCH = "/tmp"
+STDIN = f"{SCRATCH}/.stdin"
+LIBRARIES = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo")
+LINKED = ("/etc/ld.so.cache",)
+DEVICES = ("null", "zero", "full", "random", "urandom")
+
+
+def readable() -> list[str]:
+    """What a program may read: the interpreter it runs on, and what that needs of the system."""
+    interpreter = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, str(Path(sys.executable).parent)}
+    given = [*interpreter, *LIBRARIES, *LINKED]
+    found = {os.path.realpath(path) for path in given} | set(given)
+    # a prefix of / or /usr is the whole system: its libraries and its Python are enough
+    wide = {"/", "/usr", "/usr/bin", "/bin", "/home", "/root"}
+    return sorted(path for path in found - wide if os.path.exists(path))
+
+
+def enter(privileged: bool) -> None:
+    """Become process 1 of new namespaces: returns in a child, while this process waits for it and ends as it does.
+
+    privileged: as root, without a user namespace. Raises OSError where the kernel or a container's rules refuse."""
+    uid, gid = os.geteuid(), os.getegid()
+    kernel.unshare(ALL if privileged else ALL | kernel.NEWUSER)
+    if not privileged:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            Path(f"/proc/self/{name}").write_text(text)
+    child = os.fork()
+    if child:
+        _follow(child)
+    kernel.die_with_thread(signal.SIGKILL)
+    kernel.set_hostname("sandbox")
+
+
+def _follow(child: int) -> None:
+    """Wait for process 1, holding nothing open that would hide its end from its owner."""
+    os.closerange(0, 1 << 16)
+    status = os.waitpid(child, 0)[1]
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def build_root(paths: Sequence[str]) -> None:
+    """Replace the root by one that has `paths`, read-only, and what the module's docstring says. Raises OSError."""
+    kernel.mount("none", "/", None, kernel.REC | kernel.PRIVATE)
+    # a base to stand on while the old root is still in sight under /old, so that no path of it is hidden by the new one
+    kernel.mount("base", "/tmp", "tmpfs", kernel.NOSUID | kernel.NODEV, "mode=0755,size=1m")
+    os.mkdir("/tmp/old")
+    os.mkdir("/tmp/new")
+    kernel.pivot_root("/tmp", "/tmp/old")
+    os.chdir("/")
+    kernel.mount("root", "/new", "tmpfs", kernel.NOSUID | kernel.NODEV, "mode=0755,size=1m")
+    for path in _outermost(paths):
+        _bind(f"/old{path}", f"/new{path}")
+        if not os.path.islink(f"/new{path}"):
+            kernel.make_read_only(f"/new{path}")
+    os.makedirs("/new/dev")
+    for name in DEVICES:
+        _bind(f"/old/dev/{name}", f"/new/dev/{name}")
+    os.symlink(STDIN, "/new/dev/stdin")
+    os.symlink(SCRATCH, "/new/dev/shm")
+    os.makedirs(f"/new{SCRATCH}", exist_ok=True)
+    os.chdir("/new")
+    kernel.pivot_root(".", ".")
+    kernel.unmount(".")
+    os.chdir("/")
+    kernel.mount("none", "/", None, kernel.REMOUNT | kernel.BIND | kernel.RDONLY | kernel.NOSUID | kernel.NODEV)
+
+
+def _outermost(paths: Sequence[str]) -> list[str]:
+    """Without those that lie in another, and links as what they are found under, since both names are looked up."""
+    kept: list[str] = []
+    for path in sorted(paths):
+        if not any(path.startswith(f"{other}/") and os.path.realpath(path) == path for other in kept):
+            kept.append(path)
+    return kept
+
+
+def _bind(source: str, target: str) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if os.path.islink(source):
+        # an absolute link would lead out of /old; what it leads to is among the paths by its own name
+        if not os.path.lexists(target):
+            os.symlink(os.readlink(source), target)
+        return
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    elif not os.path.exists(target):
+        Path(target).touch()
+    kernel.mount(source, target, None, kernel.BIND | kernel.REC)

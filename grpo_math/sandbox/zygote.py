@@ -1,0 +1,338 @@
+"""The process from which programs are forked: the common modules loaded, the walls up, one program at a time.
+
+It is small, has no thread, and knows no test. It reads an order, forks, and then watches the child's clocks and its own
+control socket: an order to stop, or the owner's end, ends the child. Started by client.py, by main.
+
+Leaves out what a child does before the program runs (child.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import importlib
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_math.sandbox import child, kernel, landlock, namespaces, probe, seccomp, wire
+from grpo_math.sandbox.child import Layers, Order
+
+# What programs import most, loaded once. Not numpy: its memory would be copied into every child.
+# fmt: off
+COMMON = (
+    "abc", "argparse", "array", "ast", "asyncio", "base64", "bisect", "builtins", "calendar", "cmath", "collections",
+    "contextlib", "copy", "csv", "dataclasses", "datetime", "decimal", "doctest", "enum", "fileinput", "fractions",
+    "functools", "glob", "hashlib", "heapq", "inspect", "io", "itertools", "json", "logging", "math", "numbers",
+    "operator", "os", "pathlib", "pickle", "pprint", "queue", "random", "re", "secrets", "shutil", "signal", "socket",
+    "statistics", "string", "struct", "subprocess", "tempfile", "textwrap", "threading", "time", "traceback", "types",
+    "typing", "unicodedata", "unittest", "uuid", "warnings", "weakref", "zlib",
+)
+# fmt: on
+SCRATCH_MB, SCRATCH_FILES = 64, 4096
+UNUSED_UID = 1_000_000_000  # added to a process id: nobody's, so that a limit of processes counts ours alone
+NOBODY = 65534
+GRACE_S = 0.05  # between looks at a folder that no file system limits
+
+
+@dataclass
+class End:
+    """How a program ended. killed: why it was, `cpu`, `wall`, `disk`, or nothing; status: what wait(2) says;
+    unconfined: why it never began."""
+
+    status: int
+    cpu_s: float
+    wall_s: float
+    peak_mb: float
+    killed: str = ""
+    unconfined: str = ""
+
+
+class Zygote:
+    def __init__(self, control: socket.socket, level: str, folder: str) -> None:
+        self.control, self.level, self.folder = control, level, folder
+        self.mounts = level == "namespaces"
+        self.box = "/" if self.mounts else os.path.join(folder, "box")  # where Landlock lets a program write
+        self.scratch = namespaces.SCRATCH if self.mounts else os.path.join(self.box, "scratch")
+        self.layers = Layers()
+        self.orphaned = False
+
+    def build(self) -> dict[str, Any]:
+        """Put the walls up, and report which of them a program cannot get over. Raises OSError."""
+        paths = namespaces.readable()
+        if self.mounts:
+            privileged = os.geteuid() == 0
+            try:
+                namespaces.enter(privileged)
+            except PermissionError:
+                if not privileged:
+                    raise
+                namespaces.enter(False)  # root in a container, without the right to mount
+            namespaces.build_root(paths)
+        if child.LINUX:
+            kernel.adopt_orphans()
+            kernel.hide_memory()
+        self.layers = self._layers(paths)
+        return self._probe()
+
+    def _layers(self, paths: list[str]) -> Layers:
+        if self.level == "process":
+            return Layers(uid=self._uid())
+        uid = self._uid()
+        # with mounts each program's /tmp is a new file system, which no rule could know yet: the mounts decide there
+        os.makedirs(self.box, exist_ok=True)
+        rules = landlock.ruleset(
+            [*paths, "/dev/random", "/dev/urandom"], [self.box, "/dev/null", "/dev/zero", "/dev/full"]
+        )
+        return Layers(uid, rules, seccomp.supported(), threads=uid is not None or self.mounts)
+
+    def _uid(self) -> int | None:
+        """Another user for the program to be, where we may choose and where it can still read the interpreter."""
+        if os.geteuid() != 0:
+            return None
+        for uid in (UNUSED_UID + os.getpid(), UNUSED_UID + os.getppid(), NOBODY):
+            if self._works(uid):
+                return uid
+        return None
+
+    def _works(self, uid: int) -> bool:
+        def attempt() -> bool:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            Path(os.__file__).read_bytes()
+            return os.access(sys.prefix, os.R_OK | os.X_OK)
+
+        return probe.in_child(attempt) is True
+
+    def _probe(self) -> dict[str, Any]:
+        self._open_scratch()
+        order = Order(False, 10.0, 20.0, 512, 1)
+
+        def confined() -> None:
+            child.wall_in(self.layers)
+            os.chdir(self.scratch)
+            child.limit(order, self.layers)
+            child.confine(self.layers)
+
+        report = probe.report(confined, self.folder)
+        self._close_scratch()
+        return report
+
+    def serve(self) -> None:
+        """One order after the other, until the owner hangs up."""
+        while not self.orphaned:
+            message, fds = wire.receive_packet(self.control)
+            if not message:
+                return
+            order = json.loads(message)
+            if order.get("stop"):
+                continue  # for a program that had ended by itself
+            end = self._run(Order(**order), fds)
+            with contextlib.suppress(OSError):  # nobody is left to hear it: the loop ends
+                wire.send_packet(self.control, json.dumps(asdict(end)).encode())
+
+    def _run(self, order: Order, fds: list[int]) -> End:
+        self._open_scratch(fds[1] if order.stdio else None)
+        complaint, complain = os.pipe()
+        began = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            child.become(order, self.layers, self.scratch, fds, complain)
+        for fd in (*fds, complain):
+            os.close(fd)
+        killed = self._watch(pid, order, began)
+        _, status, usage = os.wait4(pid, 0)
+        wall_s = time.monotonic() - began
+        with os.fdopen(complaint, "rb") as stream:
+            unconfined = stream.read().decode()
+        self._end_orphans()
+        self._close_scratch()
+        cpu_s, peak_mb = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+        return End(status, cpu_s, wall_s, peak_mb, killed, unconfined)
+
+    def _watch(self, pid: int, order: Order, began: float) -> str:
+        """Wait until the child has ended, and end it when its time is up or it is no longer wanted. Says why."""
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        watched = _end_of(pid)
+        poll.register(watched, select.POLLIN)
+        killed = ""
+        try:
+            while True:
+                wait_s = self._patience(pid, order, began)
+                if wait_s <= 0:
+                    killed = "cpu" if time.monotonic() - began < order.wall_s else "wall"
+                    break
+                events = dict(poll.poll(1000 * wait_s + 1))
+                if watched in events:
+                    return ""
+                if events:
+                    self.orphaned = not wire.receive_packet(self.control)[0]
+                    break
+                if not self.mounts and _too_much(self.scratch, pid):
+                    killed = "disk"
+                    break
+        finally:
+            os.close(watched)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return killed
+
+    def _patience(self, pid: int, order: Order, began: float) -> float:
+        """Seconds for which the child need not be looked at: neither of its clocks can run out before."""
+        left_s = order.wall_s - (time.monotonic() - began)
+        cpu_left_s = order.cpu_s - _cpu_seconds(pid)
+        if cpu_left_s <= 0:
+            return 0.0
+        wait_s = min(left_s, max(cpu_left_s / CORES, 0.002))
+        return wait_s if self.mounts else min(wait_s, GRACE_S)
+
+    def _open_scratch(self, stdin: int | None = None) -> None:
+        if self.mounts:
+            options = f"size={SCRATCH_MB}m,nr_inodes={SCRATCH_FILES},mode=0777"
+            kernel.mount("scratch", self.scratch, "tmpfs", kernel.NOSUID | kernel.NODEV, options)
+            if stdin is not None:
+                Path(namespaces.STDIN).write_bytes(_content(stdin))
+        else:
+            os.makedirs(self.scratch, exist_ok=True)
+            os.chmod(self.scratch, 0o700)
+            if self.layers.uid is not None:
+                os.chown(self.scratch, self.layers.uid, self.layers.uid)
+
+    def _close_scratch(self) -> None:
+        if self.mounts:
+            kernel.unmount(self.scratch)
+        elif next(os.scandir(self.scratch), None) is not None:
+            remove(self.scratch)
+
+    def _end_orphans(self) -> None:
+        """Whoever was forked where forking is possible is our child by now: end it, and its children after it."""
+        if self.layers.filter:
+            return
+        while True:
+            try:
+                while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
+                    pass
+            except ChildProcessError:
+                return
+            for pid in probe.children():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.002)
+
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end_of(pid: int) -> int:
+    """A descriptor that is readable once the child has ended."""
+    return os.pidfd_open(pid)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of another process; 0 once it is gone. The clock's number is Linux's: ~pid << 3, and 2 for CPU time."""
+    try:
+        return time.clock_gettime(~pid << 3 | 2)
+    except OSError:
+        return 0.0
+
+
+def _content(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def _too_much(folder: str, pid: int) -> bool:
+    """Whether a folder that no file system limits holds more than it should, files without a name included."""
+    files = size = 0
+    folders = [folder]
+    try:
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    files += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if files > SCRATCH_FILES:
+                        return True
+        size += sum(_unlinked(f"/proc/{pid}/fd"))
+    except FileNotFoundError:  # gone since it was listed
+        pass
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG  # deeper than a path can tell
+    return size > SCRATCH_MB << 20
+
+
+def _unlinked(descriptors: str) -> Iterator[int]:
+    """Bytes of each open file that has no name any more."""
+    for name in os.listdir(descriptors):
+        found = os.stat(f"{descriptors}/{name}")
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
+            yield found.st_blocks * 512
+
+
+def remove(folder: str) -> None:
+    """A folder and all in it, however deep and however closed, without following a link. What is found in a folder is
+    moved up before its own content is looked at, so that no path gets long."""
+    names = itertools.count()
+    waiting = [folder]
+    while waiting:
+        at = waiting.pop()
+        with contextlib.suppress(OSError):
+            os.chmod(at, stat.S_IRWXU)
+        try:
+            with os.scandir(at) as entries:
+                found = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        except OSError:
+            continue
+        inner = []
+        for path, is_folder in found:
+            with contextlib.suppress(OSError):
+                if not is_folder:
+                    os.unlink(path)
+                    continue
+                os.chmod(path, stat.S_IRWXU)
+                up = os.path.join(folder, f".{next(names)}") if at != folder else path
+                os.rename(path, up)
+                inner.append(up)
+        if at != folder:
+            with contextlib.suppress(OSError):
+                os.rmdir(at)
+        waiting += inner
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+
+
+def main() -> None:
+    """argv: control socket, level, a folder of ours, where we come from. Says what holds, then serves."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    level, folder, origin = sys.argv[2:5]
+    for name in COMMON:
+        importlib.import_module(name)
+    zygote = Zygote(control, level, folder)
+    try:
+        report = zygote.build()
+    except OSError as error:
+        wire.send_packet(control, json.dumps({"failed": str(error)}).encode())
+        return
+    gc.collect()
+    gc.freeze()  # or the children's collector would touch, and so copy, every page
+    sys.path.remove(origin)
+    sys.argv[:] = [""]
+    wire.send_packet(control, json.dumps(report).encode())
+    zygote.serve()
+    if not zygote.mounts:
+        remove(folder)

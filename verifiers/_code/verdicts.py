@@ -1,0 +1,90 @@
+"""From how a program ran to what is said of it. Leaves out the running."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+
+from grpo_math.sandbox.client import Run
+from grpo_math.sandbox.limits import Limits
+from grpo_math.sandbox.tester import PASSED
+from grpo_math.sandbox.zygote import End
+from grpo_math.types import Reason, Verdict
+
+BONUS = 0.5  # of the reward that only a program without a failure gets, where a share is rewarded too
+
+
+def reward_of(mode: str, passed: int, total: int) -> float:
+    """all: 1 for all tests passed, else 0. share: the share that passed. bonus: half for the share, half for all."""
+    return REWARDS[mode](passed / total, float(passed == total))
+
+
+REWARDS = {
+    "all": lambda share, whole: whole,
+    "share": lambda share, whole: share,
+    "bonus": lambda share, whole: (1 - BONUS) * share + BONUS * whole,
+}
+
+
+def verdict_of(mode: str, results: Sequence[str], reason: Reason, detail: str) -> Verdict:
+    """Of a program that was judged: its reward is a number, whatever it did."""
+    passed = sum(result == PASSED for result in results)
+    assert (reason == "correct") == (passed == len(results) > 0), (reason, results)
+    return Verdict(reward_of(mode, passed, len(results)), reason, detail, tests=tuple(results))
+
+
+def stopped(end: End, limits: Limits) -> tuple[Reason, str] | None:
+    """The limit at which a program was stopped, if it was."""
+    if end.killed == "disk":
+        return "output_limit", "it filled its folder"
+    if end.killed == "cpu" or _signal(end) == signal.SIGXCPU:
+        return "timeout", f"it took {limits.timeout_s:g} s of CPU time"
+    if end.killed == "wall":
+        return "timeout", f"it was not done after {end.wall_s:.1f} s, {end.cpu_s:.1f} s of CPU time"
+    return None
+
+
+def died(end: End) -> tuple[Reason, str]:
+    """How a program came to its end where nobody stopped it."""
+    number = _signal(end)
+    if number is None:
+        return "crashed", f"it left with exit code {os.waitstatus_to_exitcode(end.status)}"
+    if number == signal.SIGSYS:
+        return "forbidden", "it made a forbidden system call"
+    if number == signal.SIGXFSZ:
+        return "output_limit", "it wrote too much"
+    return "crashed", f"it was killed by {signal.Signals(number).name}"
+
+
+def _signal(end: End) -> int | None:
+    return os.WTERMSIG(end.status) if os.WIFSIGNALED(end.status) else None
+
+
+def judged(run: Run, total: int, limits: Limits) -> tuple[list[str], Reason, str]:
+    """(result of each test, reason, detail) of a program whose tests called it."""
+    halt, outcome = stopped(run.end, limits), run.outcome
+    results = outcome.results if outcome is not None and outcome.results else ["not run"] * total
+    if outcome is not None and outcome.reason != "crashed" and (halt is None or outcome.reason == "correct"):
+        return results, outcome.reason, outcome.detail  # type: ignore[return-value]
+    if halt is not None:
+        return _first_failed(results, halt[0]), *halt
+    if outcome is None:
+        return (
+            _first_failed(results, "timeout"),
+            "timeout",
+            "what it answered kept the tests busy until their time was up",
+        )
+    if outcome.detail and run.end.status == signal.SIGKILL:  # ours, after the tests were over
+        return results, "crashed", outcome.detail
+    reason, detail = died(run.end)
+    return results, reason, f"{outcome.detail}; {detail}" if outcome.detail else detail
+
+
+def _first_failed(results: Sequence[str], why: str) -> list[str]:
+    """A test was running when the program was stopped: the first that has not passed."""
+    failed = list(results)
+    at = next((i for i, result in enumerate(failed) if result != PASSED), None)
+    if at is not None:
+        failed[at] = why
+    return failed
