@@ -15,8 +15,8 @@ import pytest
 from tests.code_run import judged
 
 CASES = Path(__file__).parent / "cases" / "programs.jsonl"
-# Right programs that are judged wrong, known and told in docs/code_verifier.md.
-KNOWN = {"r_context_manager", "r_builtin_subclasses"}
+# Right programs that are refused, known and told in docs/code_verifier.md.
+KNOWN = {"r_context_manager"}
 # What needs no wall, since the judge never believes the program: the level `process` has to get these right too.
 NO_WALL = {
     *("always_equal", "broken", "correct", "early_exit", "encoding", "lenient_checker", "monkeypatch", "output"),

@@ -31,7 +31,7 @@ from grpo_math.sandbox.tester import NOT_RUN, PASSED, Job
 from grpo_math.types import Problem, Reason, RunAlone, UserError, Verdict
 from grpo_math.verifiers._code.extract import parses, program_of
 from grpo_math.verifiers._code.problems import complaint, limits_of, wanted_names
-from grpo_math.verifiers._code.verdicts import REWARDS, died, judged, stopped, verdict_of
+from grpo_math.verifiers._code.verdicts import REWARDS, died, judged, starved, stopped, verdict_of
 
 CACHED = 1 << 14
 _ERRORS_SHOWN = 200
@@ -55,7 +55,7 @@ def verify(problem: Problem, completion: str, *, reward: str = "all", sandbox: L
     prompt = _prompt(problem, tests)
     program, where = (completion, "") if _is_program(problem) else program_of(completion, prompt, wanted_names(tests))
     if program is None or not program.strip():
-        return Verdict(0.0, "no_answer", where or "the program is empty")
+        return Verdict(0.0, "no_answer", where or "the program is empty", tests=(NOT_RUN,) * _total(tests))
     digest = hashlib.sha256(program.encode("utf-8", "surrogatepass")).hexdigest()
     key = hashlib.sha256(pickle.dumps((program, dict(tests), prompt, limits, reward))).digest()
     if (known := _cache.get(key)) is not None:
@@ -99,10 +99,10 @@ def _calls(
     # a prompt that ends in the head of a function has to have a docstring to be a source of its own
     before = [prompt] if prompt and not program.startswith(prompt.rstrip()) and parses(prompt) else []
     sources = [*before, program, *([tests["epilogue"]] if tests.get("epilogue") else [])]
-    own = {**tests, "prompt": tests.get("prompt") or prompt} if tests["type"] == "check" else tests
+    own = {**tests, "prompt": prompt if parses(prompt) else ""} if tests["type"] == "check" else tests
     run = _sandbox(limits).judge(Job(own, sources, all_or_nothing), limits)
     results, reason, detail = judged(run, _total(tests), limits)
-    if run.end.killed == "wall":
+    if starved(run.end):
         raise RunAlone(verdict_of("all", results, reason, detail))
     if run.outcome is not None and run.outcome.own_word and reason == "correct":
         detail = "low assurance: the tests compare the program's own objects, by the program's own word"
@@ -133,8 +133,8 @@ def _case(program: str, case: Mapping[str, Any], tests: Mapping[str, Any], limit
     """What is wrong with how the program deals with one input, or None."""
     run = _sandbox(limits).script(program, case["input"].encode("utf-8", "surrogatepass"), limits)
     if (halt := stopped(run.end, limits)) is not None:
-        if run.end.killed == "wall":
-            raise RunAlone(Verdict(0.0, *halt))
+        if starved(run.end):
+            raise RunAlone(Verdict(0.0, *halt, tests=(NOT_RUN,) * _total(tests)))
         return halt
     if max(len(run.output), len(run.errors)) >= limits.output_mb << 20:
         return "output_limit", f"it wrote {limits.output_mb} MiB"
@@ -153,21 +153,25 @@ _NAMED: dict[str, Reason] = {"MemoryError": "memory", "PermissionError": "forbid
 
 
 def _checked(checker: str, case: Mapping[str, Any], output: bytes, limits: Limits) -> tuple[Reason, str] | None:
-    """Ask the checker, which is the data set's code and runs in the sandbox like any other, after the program."""
+    """Ask the checker, which is the data set's code and runs in the sandbox like any other, after the program. One that
+    fails over an output has not accepted it; one that fails over the expected output too is of no use."""
     try:
         text = output.decode()
     except UnicodeDecodeError as error:
         return "wrong", f"the output is no UTF-8 (byte {error.start})"
-    given = {"args": [case["input"], text, case.get("output", "")], "expected": True}
-    run = _sandbox(limits).judge(
-        Job({"type": "function", "entry_point": "check", "cases": [given]}, [checker], True), limits
-    )
-    results, reason, detail = judged(run, 1, limits)
-    if results == [PASSED]:
+    said, detail = _says(checker, case, text, limits)
+    if said == "correct":
         return None
-    if reason == "wrong" or (run.end.killed == "" and reason == "crashed" and run.outcome is not None):
-        return "wrong", f"the checker says no ({detail})"  # many a checker raises where it cannot read the output
-    return "error", f"the checker: {detail or reason}"
+    if said != "wrong" and "output" in case and _says(checker, case, case["output"], limits)[0] != "correct":
+        return "error", f"the checker does not accept the expected output either: {said}: {detail}"
+    return "wrong", f"the checker says no ({detail or said})"
+
+
+def _says(checker: str, case: Mapping[str, Any], output: str, limits: Limits) -> tuple[Reason, str]:
+    given = {"args": [case["input"], output, case.get("output", "")], "expected": True}
+    tests = {"type": "function", "entry_point": "check", "cases": [given]}
+    _, reason, detail = judged(_sandbox(limits).judge(Job(tests, [checker], True), limits), 1, limits)
+    return reason, detail
 
 
 def _total(tests: Mapping[str, Any]) -> int:

@@ -19,6 +19,7 @@ from grpo_math.sandbox import kernel, landlock, program, seccomp, wire
 
 CHANNEL = 3  # the descriptor over which a program answers
 MAX_FILES = 256
+STACK_MB = 64
 MAX_THREADS = 128
 LINUX = sys.platform == "linux"
 
@@ -53,6 +54,7 @@ def become(order: Order, layers: Layers, scratch: str, fds: list[int], complain:
             wall_in(layers)
             source = _take(order, fds, complain)
             os.chdir(scratch)
+            os.environ.update(HOME=scratch, TMPDIR=scratch)
             os.setsid()
             limit(order, layers)
             confine(layers)
@@ -74,7 +76,7 @@ def become(order: Order, layers: Layers, scratch: str, fds: list[int], complain:
 def _take(order: Order, fds: list[int], kept: int) -> str | None:
     """Put the descriptors in their places and close all others but `kept`. Returns the source of a script."""
     if order.stdio:
-        source = os.fdopen(fds[0], "rb").read().decode("utf-8", "surrogateescape")
+        source = os.fdopen(fds[0], "rb").read().decode("utf-8", "surrogatepass")
         for place, fd in enumerate(fds[1:]):
             os.dup2(fd, place)
         _close_from(3, kept)
@@ -107,6 +109,7 @@ def limit(order: Order, layers: Layers) -> None:
     _limit(resource.RLIMIT_FSIZE, order.output_mb << 20)
     _limit(resource.RLIMIT_NOFILE, MAX_FILES)
     if LINUX:
+        _limit(resource.RLIMIT_STACK, STACK_MB << 20)  # of the main thread; recursion in C is deep in honest programs
         _limit(resource.RLIMIT_AS, order.memory_mb << 20)
         _limit(resource.RLIMIT_MEMLOCK, 0)
         _limit(resource.RLIMIT_MSGQUEUE, 0)

@@ -60,7 +60,7 @@ class Helper:
         given = [text.format(lifeline=lifeline) for text in args]
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _BOOT.format(module), str(theirs.fileno()), *given, _ROOT],
+                [sys.executable, "-s", "-P", "-c", _BOOT.format(module), str(theirs.fileno()), *given, _ROOT],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=ENVIRONMENT,
@@ -86,7 +86,8 @@ class Helper:
         os.close(self.lifeline)
 
 
-# Nothing of ours: no token, no path. Threads of numerical libraries would multiply with the workers.
+# Nothing of ours: no token, no path. (Hence no -I, which would ignore the hash seed with the rest.) Threads of
+# numerical libraries would multiply with the workers.
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -157,7 +158,7 @@ class Sandbox:
 
     def script(self, source: str, stdin: bytes, limits: Limits) -> Run:
         """Run the source as a main program on this standard input."""
-        files = [_file(data) for data in (source.encode("utf-8", "surrogateescape"), stdin, b"", b"")]
+        files = [_file(data) for data in (source.encode("utf-8", "surrogatepass"), stdin, b"", b"")]
         try:
             with self._running(limits, True, files) as deadline:
                 end = self._ended(deadline)

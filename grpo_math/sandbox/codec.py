@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import builtins
 import datetime
+import importlib
 import json
+import re
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
@@ -66,6 +68,17 @@ _SCALARS: dict[type, tuple[str, _Content]] = {
 _SINGLETONS = {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}
 
 
+_ARRAYS = "biufc"  # kinds of NumPy arrays that are numbers
+
+
+def _array(content: Any) -> Any:
+    dtype, shape, data = content
+    if not re.fullmatch(rf"[<>|=][{_ARRAYS}]\d{{1,2}}", dtype):
+        raise ValueError("no array of numbers")
+    numpy = importlib.import_module("numpy")
+    return numpy.frombuffer(bytes.fromhex(data), dtype).reshape(shape).copy()
+
+
 def _range(content: list[str]) -> range:
     return range(*(int(text, 16) for text in content))
 
@@ -82,6 +95,7 @@ _FROM: dict[str, Callable[[Any], Any]] = {
     "dl": lambda v: datetime.timedelta(*v),
     "o": _SINGLETONS.__getitem__,
     "i": lambda v: int(v, 16),
+    "N": _array,
     "T": TYPES.__getitem__,
     "y": lambda v: bytearray.fromhex(v),
 }
@@ -189,8 +203,11 @@ class Encoder:
                 plain = self.node(read(value), depth + 1)
                 number = None if self.subclass is None else self.subclass(value)
                 return plain if number is None else {"u": [number, plain]}
-        if type(value).__module__ == "numpy" and hasattr(type(value), "item") and not getattr(value, "shape", True):
-            return self.node(value.item(), depth + 1)  # a NumPy scalar is its value
+        if type(value).__module__ == "numpy":
+            if hasattr(type(value), "item") and getattr(value, "shape", None) == ():
+                return self.node(value.item(), depth + 1)  # a scalar is its value
+            if type(value).__name__ == "ndarray" and value.dtype.kind in _ARRAYS:
+                return {"N": [value.dtype.str, list(value.shape), value.tobytes().hex()]}
         return self.handle(value)
 
     _CONTAINERS: Mapping[type, Callable[[Encoder, Any, int], Any]] = {
@@ -283,7 +300,7 @@ class Decoder:
                 return self.met[-1]
             if tag in _FROM:
                 return _FROM[tag](content)
-        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, ImportError) as error:
             raise CodecError(f"cannot be read back: {type(error).__name__}") from error
         return self.special(tag, content)
 
@@ -306,6 +323,11 @@ _NEW: dict[str, Callable[[Any], Any]] = {
     "s": lambda _: set(),
     "q": lambda content: deque(maxlen=content[0]),
 }
+
+
+def reduced(value: Any) -> Any:
+    """An instance of a subclass as its base holds it."""
+    return next((read(value) for base, read in BASES if isinstance(value, base)), None)
 
 
 def snapshot(value: Any) -> Any:

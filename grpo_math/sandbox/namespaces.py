@@ -15,7 +15,7 @@ from pathlib import Path
 from grpo_math.sandbox import kernel
 
 ALL = kernel.NEWNS | kernel.NEWPID | kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWCGROUP
-SCRATCH = "/tmp"
+SCRATCH = "/scratch"  # /tmp is a link to it, unless the interpreter lies below /tmp
 STDIN = f"{SCRATCH}/.stdin"
 LIBRARIES = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo")
 LINKED = ("/etc/ld.so.cache",)
@@ -74,7 +74,9 @@ def build_root(paths: Sequence[str]) -> None:
         _bind(f"/old/dev/{name}", f"/new/dev/{name}")
     os.symlink(STDIN, "/new/dev/stdin")
     os.symlink(SCRATCH, "/new/dev/shm")
-    os.makedirs(f"/new{SCRATCH}", exist_ok=True)
+    os.mkdir(f"/new{SCRATCH}")
+    if not os.path.exists("/new/tmp"):
+        os.symlink(SCRATCH, "/new/tmp")
     os.chdir("/new")
     kernel.pivot_root(".", ".")
     kernel.unmount(".")

@@ -22,7 +22,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from grpo_math.sandbox import wire
-from grpo_math.sandbox.codec import EXCEPTIONS, FUNCTIONS, CodecError, Decoder, Encoder, changed, dump, parse, snapshot
+from grpo_math.sandbox.codec import (
+    EXCEPTIONS,
+    FUNCTIONS,
+    CodecError,
+    Decoder,
+    Encoder,
+    changed,
+    dump,
+    parse,
+    reduced,
+    snapshot,
+)
 
 FILE = "solution.py"
 DATACLASS_FUNCTIONS = ("asdict", "astuple", "fields", "is_dataclass", "replace")  # they look into objects
@@ -36,11 +47,27 @@ def _call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()  # one for all: an asynchronous generator goes on in the loop in which it began
+
+
 def _await(coroutine: Any) -> Any:
     async def whole() -> Any:
         return await coroutine
 
-    return asyncio.run(whole())
+    return _loop().run_until_complete(whole())
+
+
+def _following(iterator: Any) -> Any:
+    try:
+        return _await(type(iterator).__anext__(iterator))
+    except StopAsyncIteration as stop:
+        raise StopIteration from stop
+
+
+def _leave(manager: Any, error: BaseException | None) -> bool:
+    return bool(_await(type(manager).__aexit__(manager, None if error is None else type(error), error, None)))
 
 
 def _exit(manager: Any, error: BaseException | None) -> bool:
@@ -52,6 +79,10 @@ def _exit(manager: Any, error: BaseException | None) -> bool:
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": _call,
     "await": _await,
+    "aenter": lambda manager: _await(type(manager).__aenter__(manager)),
+    "aexit": _leave,
+    "aiter": lambda source: type(source).__aiter__(source),
+    "anext": _following,
     "enter": lambda manager: type(manager).__enter__(manager),
     "exit": _exit,
     "getattr": getattr,
@@ -68,6 +99,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     "dir": dir,
+    "reduced": reduced,
     **{f"dataclasses.{name}": getattr(dataclasses, name) for name in DATACLASS_FUNCTIONS},
     **{f.__name__: f for f in (iter, next, len, bool, repr, str, hash, format, int, float, complex, bytes, round, abs)},
     **{
@@ -133,7 +165,7 @@ class Session:
         before = [snapshot(container) for container in given]
 
         work = functools.partial(OPERATIONS[operation], *operands, **named)
-        self._answer(work, given, before, may_stop=operation == "next")
+        self._answer(work, given, before, may_stop=operation in ("next", "anext"))
 
     def _answer(
         self, work: Callable[[], object], given: Sequence[Any] = (), before: Sequence[Any] = (), may_stop: bool = False

@@ -11,9 +11,11 @@ Leaves out the tests themselves (tester.py) and all trust: whoever answers here 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, ValuesView
 from dataclasses import dataclass
 from socket import socket
+from types import CoroutineType
 from typing import Any
 
 from grpo_math.sandbox import wire
@@ -22,7 +24,7 @@ from grpo_math.sandbox.program import DATACLASS_FUNCTIONS
 
 MAX_MESSAGE = 500  # characters of an exception's text
 MAX_CAUSES, MAX_ANCESTORS = 3, 20
-_STOPS = ("StopIteration", "StopAsyncIteration")  # else all(map(f, xs)) would end early, and pass
+_STOPS = ("StopIteration", "StopAsyncIteration", "GeneratorExit")  # else all(map(f, xs)) would end early, and pass
 
 
 class Gone(BaseException):
@@ -38,15 +40,15 @@ class TestsError(Exception):
 class Session:
     """Speaks with one program over `channel`.
 
-    gone: why there is nobody any more, too_large where that was the size of an answer. raised: the exception that the
-    program raised last. own_word: whether something was decided by the program's own comparisons. class_named: whether
-    the tests know a class of the program's by name, and so expect objects of it."""
+    gone: why there is nobody any more, too_large where that was the size of an answer. raised: the exceptions that came
+    from the program. own_word: whether something was decided by the program's own comparisons. class_named: whether the
+    tests, by their text, expect objects of the program's own classes."""
 
     def __init__(self, channel: socket) -> None:
         self.channel = channel
         self.gone: str | None = None
         self.too_large = self.own_word = self.class_named = False
-        self.raised: BaseException | None = None
+        self.raised: list[BaseException] = []
         self._stand_ins: dict[int, StandIn] = {}
         self._exceptions: dict[int, type[BaseException]] = {}
         self._callbacks: list[Callable[..., Any]] = []
@@ -57,12 +59,11 @@ class Session:
         """Run the program's sources one after the other in one namespace. Raises what it raises, or Gone."""
         self._ask(["load", sources], self._encoder())
 
-    def names(self, wanted: Sequence[str], keep: bool = False) -> dict[str, Any]:
-        """Those of the `wanted` global names that the program has, and their values. keep: they are no news."""
+    def names(self, wanted: Sequence[str]) -> dict[str, Any]:
+        """Those of the `wanted` global names that the program has, and their values."""
         found = self._ask(["names", wanted], self._encoder())
         if type(found) is not dict:
             raise self._lost("it did not say which names it has")
-        self.class_named = (keep and self.class_named) or any(kind_of(value) == "class" for value in found.values())
         return found
 
     def do(self, operation: str, *args: Any, **kwargs: Any) -> Any:
@@ -91,10 +92,10 @@ class Session:
                 kind, *rest = self._receive()
                 if kind == "value":
                     return self._value(encoder, *rest)
-                if kind == "stop" and operation == "next":
+                if kind == "stop" and operation in ("next", "anext"):
                     raise StopIteration
                 if kind == "raise":
-                    self.raised = raised = self._error(rest)
+                    raised = self._error(rest)
                     break
                 if kind == "again":
                     raised = self._tests_errors[rest[0]]
@@ -106,6 +107,7 @@ class Session:
             raise self._lost(f"its answer {error}") from error
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise self._lost("its answer is malformed") from error
+        self.raised.append(raised)
         raise raised
 
     def _send(self, message: list[Any]) -> None:
@@ -169,11 +171,16 @@ class Session:
         try:
             result = function(*operands, **named)
         except Exception as error:  # the test's function may raise for the program to catch
-            base = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in EXCEPTIONS)
             self._tests_errors.append(error)
-            self._send(["raise", base, str(error)[:MAX_MESSAGE], len(self._tests_errors) - 1])
+            self._send(["raise", _built_in(error), str(error)[:MAX_MESSAGE], len(self._tests_errors) - 1])
         else:
-            self._send(["return", self._encoder().node(result, 0)])
+            try:
+                self._send(["return", self._encoder().node(result, 0)])
+            except TestsError:  # the program called it so that this came out
+                self._send(
+                    ["raise", "TypeError", "the tests' function returned no plain value", len(self._tests_errors)]
+                )
+                self._tests_errors.append(TypeError("a function of the tests returned no plain value"))
 
     def _encoder(self) -> Encoder:
         return Encoder(self._no_plain_form, (), _number_of)
@@ -185,11 +192,20 @@ class Session:
         if isinstance(value, type) and issubclass(value, _Own):
             cls: type = value
             return {"h": next(number for number, kind in self._exceptions.items() if kind is cls)}
-        if isinstance(value, BaseException) and type(value).__name__ in EXCEPTIONS:
-            return {"e": [type(value).__name__, [str(value)]]}
+        if isinstance(value, _Own) and "__handle__" in value.__dict__:
+            return {"h": handle_of(value.__dict__["__handle__"]).number}
+        if isinstance(value, BaseException):
+            return {"e": [_built_in(value), [str(value)]]}
         name = str(getattr(value, "__name__", "function"))
         if FUNCTIONS.get(name) is value:
             return {"B": name}
+        if isinstance(value, CoroutineType) and value.cr_code is _awaited.__code__:
+            assert value.cr_frame is not None  # it has not begun
+            coroutine = value.cr_frame.f_locals["coroutine"]
+            value.close()
+            return {"h": handle_of(coroutine).number}
+        if isinstance(value, KeysView | ValuesView | ItemsView):
+            value = iter(value)
         if isinstance(value, Iterator):
             return {"g": self._callback(lambda: tuple(_take_one(value)))}
         if callable(value):
@@ -202,7 +218,8 @@ class Session:
 
     def _special(self, tag: str, content: Any) -> Any:
         if tag == "u":
-            return self._hybrid(*content)
+            number, plain = content
+            return self.stand_in(number, "based") if self.class_named else self._hybrid(number, plain)
         if tag == "h":
             number, kind, *ancestry = content
             if kind == "exception":
@@ -221,6 +238,11 @@ class Session:
         return made
 
 
+def _built_in(error: BaseException) -> str:
+    """The name of the built-in exception that it is, or descends from."""
+    return next(kind.__name__ for kind in type(error).__mro__ if EXCEPTIONS.get(kind.__name__) is kind)
+
+
 def _take_one(items: Iterator[Any]) -> Iterator[Any]:
     for item in items:
         yield item
@@ -229,22 +251,32 @@ def _take_one(items: Iterator[Any]) -> Iterator[Any]:
 
 @dataclass(slots=True)
 class Handle:
-    """What a stand-in stands for. tainted: it was computed from a plain value of the tests."""
+    """What a stand-in stands for. tainted: it was computed from a plain value of the tests; method: it is an attribute
+    of one of the program's objects."""
 
     session: Session
     number: int
     kind: str
     tainted: bool = False
+    method: bool = False
+
+
+_PROTOCOLS = ("__array", "__buffer__", "__dlpack", "__cuda_array")
 
 
 class StandIn:
-    """An object of the program's."""
+    """An object of the program's. That of a subclass of a plain type, the kind `based`, equals what its base holds."""
 
     __slots__ = ("__handle__",)
     __handle__: Handle
 
     def __getattribute__(self, name: str) -> Any:
-        return _do("getattr", self, name)
+        if name.startswith(_PROTOCOLS):  # NumPy and the like would follow what they say
+            raise AttributeError(name)
+        value = _do("getattr", self, name)
+        if isinstance(value, StandIn) and kind_of(self) in ("object", "based"):
+            handle_of(value).method = True
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         _do("setattr", self, name, value)
@@ -253,13 +285,20 @@ class StandIn:
         _do("delattr", self, name)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return _do("call", self, *args, **kwargs)
+        value = _do("call", self, *args, **kwargs)
+        if isinstance(value, bool) and handle_of(self).method and (args or kwargs):
+            handle_of(self).session.own_word = True  # f(1).equals([1])
+        return value
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, StandIn) and _own_word("eq", self, other))
+        if isinstance(other, StandIn):
+            return self is other or _own_word("eq", self, other)
+        return kind_of(self) == "based" and bool(_do("reduced", self) == other)
 
     def __ne__(self, other: object) -> bool:
-        return self is not other and (not isinstance(other, StandIn) or _own_word("ne", self, other))
+        if isinstance(other, StandIn):
+            return self is not other and _own_word("ne", self, other)
+        return not self == other
 
     def __bool__(self) -> bool:
         return bool(_typed(bool, "bool", self))
@@ -306,6 +345,21 @@ class StandIn:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         return bool(_typed(bool, "exit", self, error))
+
+    async def __aenter__(self) -> Any:
+        return _do("aenter", self)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        return bool(_typed(bool, "aexit", self, error))
+
+    def __aiter__(self) -> Any:
+        return _do("aiter", self)
+
+    async def __anext__(self) -> Any:
+        try:
+            return _do("anext", self)
+        except StopIteration as stop:
+            raise StopAsyncIteration from stop
 
     def __copy__(self) -> Any:
         return _do("copy", self)
@@ -383,7 +437,14 @@ def _arithmetic(operation: str, left: Any, right: Any) -> Any:
     mixed = not (isinstance(left, StandIn) and isinstance(right, StandIn)) or _tainted(left) or _tainted(right)
     if mixed and not session.class_named:
         raise TypeError(f"{operation} between an object of the program's and a plain value")
-    return _kept_apart(operation, session.do(operation, left, right), mixed)
+    result = session.do(operation, left, right)
+    if mixed and not isinstance(result, StandIn) and "based" in (kind_of(left), kind_of(right)):
+        return _FUNCTIONS[operation](_plain(left), _plain(right))  # what the base makes of it, worked out here
+    return _kept_apart(operation, result, mixed)
+
+
+def _plain(value: Any) -> Any:
+    return _do("reduced", value) if kind_of(value) == "based" else value
 
 
 def _kept_apart(operation: str, result: Any, tainted: bool) -> Any:
@@ -401,10 +462,12 @@ def _binary(operation: str, swapped: bool = False) -> Callable[[Any, Any], Any]:
 
 
 def _order(operation: str) -> Callable[[Any, Any], Any]:
-    def method(self: StandIn, other: object) -> bool:
-        if not isinstance(other, StandIn):
-            raise TypeError(f"the program's object is not ordered against a {type(other).__name__}")
-        return _own_word(operation, self, other)
+    def method(self: StandIn, other: Any) -> bool:
+        if isinstance(other, StandIn):
+            return _own_word(operation, self, other)
+        if kind_of(self) == "based":
+            return bool(getattr(operator, operation)(_do("reduced", self), other))
+        raise TypeError(f"the program's object is not ordered against a {type(other).__name__}")
 
     return method
 
@@ -423,6 +486,13 @@ def _forwarded(operation: str) -> Callable[..., Any]:
 
 
 _ARITHMETIC = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "xor")
+_FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    **{name: getattr(operator, name) for name in (*_ARITHMETIC, "and_", "or_")},
+    **{f"i{name}": getattr(operator, name) for name in _ARITHMETIC},
+    "iand": operator.and_,
+    "ior": operator.or_,
+    "divmod": divmod,
+}
 _OPERATORS = {name: name for name in _ARITHMETIC} | {"and": "and_", "or": "or_", "divmod": "divmod"}
 _METHODS: dict[str, Callable[..., Any]] = {
     **{f"__{name}__": _binary(operation) for name, operation in _OPERATORS.items()},

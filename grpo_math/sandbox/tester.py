@@ -1,16 +1,14 @@
 """Run the tests of one problem against one program, on the trusted side: what decides is here, never in the sandbox.
 
-A process of its own (main), because what a program answers can make an honest test hang or fill memory: its owner kills
-it at a deadline and starts another. Leaves out programs that read standard input (stdio.py), and rewards.
+A process of its own (main), which forks for every job: what a program answers can make an honest test hang, fill memory
+or crash, and a test may change what is global. Its owner kills it at a deadline and starts another. Leaves out what the
+names in the tests mean (names.py), programs that read standard input (stdio.py), and rewards.
 """
 
 from __future__ import annotations
 
-import ast
-import builtins
-import importlib
+import contextlib
 import json
-import math
 import os
 import pickle
 import random
@@ -20,38 +18,18 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from grpo_math.lifeline import die_with_parent
 from grpo_math.sandbox import wire
-from grpo_math.sandbox.remote import Gone, Session, StandIn, TestsError, forward_dataclasses, kind_of, type_of
+from grpo_math.sandbox.equality import equal
+from grpo_math.sandbox.names import Reading, compiled, namespace_of, prepare, reading
+from grpo_math.sandbox.remote import Gone, Session, StandIn, TestsError, forward_dataclasses
 
 PASSED, NOT_RUN = "passed", "not run"
 MEMORY_BYTES = 2 << 30
 RECURSION = 10_000
 MAX_SHOWN = 200  # characters of a value or a statement in a message
-
-# Oracles by name: a test that uses one without importing it means this one, whatever the program calls so.
-ORACLES = {
-    "isclose": "math",
-    "approx": "pytest",
-    "allclose": "numpy",
-    "array_equal": "numpy",
-    "assert_allclose": "numpy.testing",
-}
-# Where what a program has imported may be taken from on this side: functions of these act on nothing but values.
-# fmt: off
-PURE = frozenset(
-    {
-        "math", "cmath", "collections", "itertools", "functools", "operator", "fractions", "decimal", "statistics",
-        "string", "datetime", "typing", "heapq", "bisect", "numbers", "enum", "abc", "re",
-        "random",
-    }
-)
-# fmt: on
-ALIASES = {"np": "numpy"}
 
 
 class Job(NamedTuple):
@@ -64,12 +42,14 @@ class Job(NamedTuple):
 
 @dataclass
 class Outcome:
-    """results: per test PASSED, NOT_RUN or what was wrong. reason: types.Reason of the first that failed."""
+    """results: per test PASSED, NOT_RUN or what was wrong. reason: types.Reason of the first that failed. own_word: the
+    program's own comparisons decided something. gone: the program ended, or made no sense, before the tests did."""
 
     results: list[str]
     reason: str = "correct"
     detail: str = ""
     own_word: bool = False
+    gone: bool = False
 
 
 Step = tuple[str, Callable[[], None]]  # what it is, for people; raises where the program fails it
@@ -85,35 +65,34 @@ def run_job(job: Job, channel: socket.socket) -> Outcome:
     try:
         steps = KINDS[job.tests["type"]](job.tests, session)
         count = next(steps)
-    except (TestsError, SyntaxError, LookupError, TypeError, ValueError, ImportError) as error:
+    except (TestsError, SyntaxError, LookupError, TypeError, ValueError) as error:
         return Outcome([], "error", f"the tests are of no use: {type(error).__name__}: {error}")
-    outcome = Outcome([NOT_RUN] * count)
     if count == 0:
         return Outcome([], "error", "there are no tests")
+    outcome = Outcome([NOT_RUN] * count)
     try:
         session.load(job.sources)
     except BaseException as error:
         outcome.reason, outcome.detail = _why(error, session, "it does not load: ")
-        return outcome
-    random.seed(0)
-    for number, (label, step) in enumerate(_guarded(steps, session, outcome)):
-        _run(number, label, step, session, outcome)
-        if session.gone is not None or (job.all_or_nothing and outcome.reason != "correct"):
-            break
-    outcome.own_word = session.own_word
+    else:
+        _run_steps(steps, session, outcome, job.all_or_nothing)
+    outcome.own_word, outcome.gone = session.own_word, session.gone is not None
     if outcome.reason == "correct" and any(result != PASSED for result in outcome.results):
         outcome.reason, outcome.detail = "error", "not every test was run"
     return outcome
 
 
-def _guarded(steps: Iterator[Any], session: Session, outcome: Outcome) -> Iterator[Step]:
-    """The steps, up to where preparing the next one fails."""
-    try:
-        yield from steps
-    except GeneratorExit:  # enough was seen
-        raise
-    except BaseException as error:
-        outcome.reason, outcome.detail = _why(error, session, "before the tests: ")
+def _run_steps(steps: Iterator[Any], session: Session, outcome: Outcome, all_or_nothing: bool) -> None:
+    random.seed(0)
+    for number in range(len(outcome.results)):
+        try:
+            label, step = next(steps)
+        except BaseException as error:
+            outcome.reason, outcome.detail = _why(error, session, "before the tests: ")
+            return
+        _run(number, label, step, session, outcome)
+        if session.gone is not None or (all_or_nothing and outcome.reason != "correct"):
+            return
 
 
 def _run(number: int, label: str, step: Callable[[], None], session: Session, outcome: Outcome) -> None:
@@ -139,15 +118,30 @@ def _why(error: BaseException, session: Session, where: str = "") -> tuple[str, 
         return "error", f"{where}{error}"
     if isinstance(error, Wrong):
         return "wrong", f"{where}{error}"
-    said = f"{where}{type(error).__name__}: {shown(str(error))}".rstrip(": ")
-    if error is not session.raised:
-        if isinstance(error, ImportError):
-            return "error", said
-        return ("memory" if isinstance(error, MemoryError) else "wrong"), "" if type(error) is AssertionError else said
-    return _BLAME.get(type(error), "crashed"), said
+    said = f"{where}{type(error).__name__}: {_text(error)}".rstrip(": ")
+    if any(error is raised for raised in session.raised):
+        return _BLAME.get(type(error), "crashed"), said
+    if isinstance(error, ImportError) and _in_tests(error):
+        return "error", said
+    return ("memory" if isinstance(error, MemoryError) else "wrong"), "" if type(error) is AssertionError else said
 
 
 _BLAME: dict[type[BaseException], str] = {MemoryError: "memory", PermissionError: "forbidden"}
+
+
+def _in_tests(error: BaseException) -> bool:
+    """Whether the tests themselves raised it, and nothing that they called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename in ("tests.py", namespace_of.__code__.co_filename)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return shown(str(error))
+    except BaseException:  # its arguments are the program's, and may do anything when asked how they look
+        return ""
 
 
 def shown(value: object) -> str:
@@ -160,14 +154,17 @@ def shown(value: object) -> str:
 
 def asserts(tests: Mapping[str, Any], session: Session) -> Iterator[Any]:
     """Statements that share a namespace with the set-up, and see the program's globals as stand-ins."""
-    setup, statements = tests.get("setup") or "", tests["asserts"]
-    codes = [compiled(source) for source in (setup, *statements)]
-    yield len(statements)
-    sources = (setup, *statements)
-    namespace = _namespace(names_used(sources), session, tests.get("entry_point") or implied_entry(sources))
+    read = _read(tests)
+    codes = [compiled(source) for source in (tests.get("setup") or "", *tests["asserts"])]
+    yield len(tests["asserts"])
+    namespace = namespace_of(read, session)
     exec(codes[0], namespace)
-    for source, code in zip(statements, codes[1:], strict=True):
+    for source, code in zip(tests["asserts"], codes[1:], strict=True):
         yield shown(source), lambda code=code: exec(code, namespace)
+
+
+def _read(tests: Mapping[str, Any]) -> Reading:
+    return reading(tests.get("setup") or "", tuple(tests["asserts"]), tests.get("entry_point"))
 
 
 def check(tests: Mapping[str, Any], session: Session) -> Iterator[Any]:
@@ -175,8 +172,8 @@ def check(tests: Mapping[str, Any], session: Session) -> Iterator[Any]:
     prompt, source, entry = tests.get("prompt") or "", tests["test"], tests["entry_point"]
     codes = compiled(prompt), compiled(f"{source}\n")
     yield 1
+    session.class_named = entry[:1].isupper()
     candidate = _attribute(session.names([entry]), entry)
-    session.class_named = kind_of(candidate) == "class"
     namespace: dict[str, Any] = {"__name__": "tests"}
     exec(codes[0], namespace)
     namespace[entry] = candidate
@@ -189,16 +186,23 @@ def function(tests: Mapping[str, Any], session: Session) -> Iterator[Any]:
     entry, class_name, tolerance = tests["entry_point"], tests.get("class_name"), tests.get("tolerance")
     cases = [(pickle.dumps((c.get("args", ()), c.get("kwargs", {}))), c["expected"]) for c in tests["cases"]]
     yield len(cases)
-    top = class_name or entry
-    found = _attribute(session.names([top]), top)
-    for number, (arguments, expected) in enumerate(cases, 1):
+    found = _attribute(session.names([class_name or entry]), class_name or entry)
+
+    def case(arguments: bytes, expected: Any) -> None:
         args, kwargs = pickle.loads(arguments)  # fresh ones: the program may change them
-        yield (
-            f"case {number}",
-            lambda args=args, kwargs=kwargs, expected=expected: compare(
-                (getattr(found(), entry) if class_name else found)(*args, **kwargs), expected, tolerance
-            ),
-        )
+        value = (getattr(found(), entry) if class_name else found)(*args, **kwargs)
+        if not equal(value, expected, tolerance):
+            got = "an object of its own" if isinstance(value, StandIn) else shown(value)
+            raise Wrong(f"got {got}, not {shown(expected)}")
+
+    for number, (arguments, expected) in enumerate(cases, 1):
+        yield f"case {number}", lambda arguments=arguments, expected=expected: case(arguments, expected)
+
+
+def _attribute(found: Mapping[str, Any], name: str) -> Any:
+    if name not in found:
+        raise Wrong(f"the program has no {name}")
+    return found[name]
 
 
 KINDS: dict[str, Callable[[Mapping[str, Any], Session], Iterator[Any]]] = {
@@ -208,138 +212,13 @@ KINDS: dict[str, Callable[[Mapping[str, Any], Session], Iterator[Any]]] = {
 }
 
 
-def compare(value: Any, expected: Any, tolerance: float | None) -> None:
-    """Raises Wrong unless the value is the expected one; see `equal`."""
-    if not equal(value, expected, tolerance):
-        what = "an object of its own" if isinstance(value, StandIn) else shown(value)
-        raise Wrong(f"got {what}, not {shown(expected)}")
-
-
-def equal(value: Any, expected: Any, tolerance: float | None) -> bool:
-    """As Python's ==, but that nan is nan, and that numbers may differ by the tolerance, relative or absolute, within
-    containers too. A stand-in equals nothing."""
-    if isinstance(value, StandIn):
-        return False
-    if isinstance(value, float | int) and isinstance(expected, float | int):
-        if isinstance(value, float) and isinstance(expected, float) and math.isnan(value) and math.isnan(expected):
-            return True
-        loose = tolerance is not None and not isinstance(value, bool) and not isinstance(expected, bool)
-        return value == expected or (loose and _close(value, expected, tolerance or 0.0))
-    for kind in (list, tuple):
-        if isinstance(value, kind) and isinstance(expected, kind):
-            return len(value) == len(expected) and all(
-                equal(a, b, tolerance) for a, b in zip(value, expected, strict=True)
-            )
-    if isinstance(value, dict) and isinstance(expected, dict):
-        return value.keys() == expected.keys() and all(equal(value[k], expected[k], tolerance) for k in expected)
-    return bool(value == expected)
-
-
-def _close(a: float, b: float, tolerance: float) -> bool:
-    try:
-        return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
-    except OverflowError:  # an int beyond every float
-        return False
-
-
-@lru_cache(1024)
-def compiled(source: str) -> CodeType:
-    return compile(source, "tests.py", "exec", dont_inherit=True)
-
-
-@lru_cache(1024)
-def names_used(sources: tuple[str, ...]) -> tuple[tuple[str, bool], ...]:
-    """The global names that the tests read, each with whether it is only ever the X of X.y."""
-    bare: dict[str, bool] = {}
-    for source in sources:
-        tree = ast.parse(source)
-        of = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                bare[node.id] = bare.get(node.id, True) and id(node) in of
-    return tuple(bare.items())
-
-
-@lru_cache(1024)
-def implied_entry(sources: tuple[str, ...]) -> str | None:
-    """A built-in name is the program's own where the tests call nothing else: `assert sum(10, 15) == 6` has to mean a
-    function called sum."""
-    if any(not hasattr(builtins, name) for name, _ in names_used(sources)):
-        return None
-    calls = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    return next((call.func.id for call in calls if isinstance(call.func, ast.Name)), None)
-
-
-def _namespace(used: Sequence[tuple[str, bool]], session: Session, entry: str | None) -> dict[str, Any]:
-    """What the tests see: built-ins as they are, modules and oracles of ours, and the program's other names."""
-    wanted = {name: prefix for name, prefix in used if name == entry or not hasattr(builtins, name)}
-    found = session.names(list(wanted))
-    namespace = Namespace(session, {name: value for name, value in found.items() if kind_of(value)}, set(found))
-    for name, prefix in wanted.items():
-        if (ours := _ours(name, prefix, found.get(name), entry)) is not None:
-            namespace[name] = ours
-    if any(name == "type" for name, _ in used):
-        namespace["type"] = Type
-    return namespace
-
-
-class Namespace(dict[str, Any]):
-    """The globals of the tests. Names that the tests do not bind are the program's: looked up anew each time where they
-    are plain values, which may have become others."""
-
-    def __init__(self, session: Session, stand_ins: Mapping[str, Any], names: set[str]) -> None:
-        super().__init__({"__name__": "tests"})
-        self.session, self.stand_ins, self.names = session, stand_ins, names
-
-    def __missing__(self, name: str) -> Any:
-        if name in self.stand_ins:
-            return self.stand_ins[name]
-        if name not in self.names:
-            raise KeyError(name)
-        return self.session.names([name], keep=True)[name]
-
-
-class _OfType(type):
-    """So that `type(x) is Money` and `isinstance(x, type)` work with the program's classes too."""
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return type(*args, **kwargs) if len(args) != 1 else type_of(args[0])
-
-    def __instancecheck__(cls, value: object) -> bool:
-        return isinstance(value, type) or kind_of(value) == "class"
-
-    def __eq__(cls, other: object) -> bool:
-        return other is cls or other is type
-
-    __hash__ = type.__hash__
-
-
-class Type(type, metaclass=_OfType):
-    """What the tests call `type`."""
-
-
-def _ours(name: str, prefix: bool, theirs: Any, entry: str | None) -> Any:
-    """The real thing where a name means something that the program can only have imported, or faked."""
-    module = ALIASES.get(name, name)
-    if (
-        prefix
-        and (module in sys.stdlib_module_names or name in ALIASES)
-        and kind_of(theirs) in ("", f"module {module}")
-    ):
-        return importlib.import_module(module)
-    if name in ORACLES and name != entry:
-        return getattr(importlib.import_module(ORACLES[name]), name)
-    kind, _, what = kind_of(theirs).partition(" ")
-    source, _, attribute = what.partition(" ")
-    if kind == "from" and source in PURE and name != entry:
-        return getattr(importlib.import_module(source), attribute, None)
-    return None
-
-
-def _attribute(found: Mapping[str, Any], name: str) -> Any:
-    if name not in found:
-        raise Wrong(f"the program has no {name}")
-    return found[name]
+def warm(tests: Mapping[str, Any]) -> None:
+    """Prepare once what every program is tested by. What is wrong with the tests is told when they are run."""
+    with contextlib.suppress(SyntaxError, LookupError, TypeError, ValueError, ImportError):
+        if tests["type"] == "asserts":
+            prepare(_read(tests))
+        for source in (tests.get("setup"), *tests.get("asserts", ()), tests.get("prompt"), f"{tests.get('test')}\n"):
+            compiled(source or "")
 
 
 def main() -> None:
@@ -357,6 +236,20 @@ def main() -> None:
         if not mark:
             return
         job = Job(*pickle.loads(wire.receive_bytes(control)))
-        with socket.socket(fileno=fds[0]) as channel:
-            outcome = run_job(job, channel)
+        warm(job.tests)
+        pid = os.fork()
+        if pid == 0:
+            _answer(job, fds[0], control)
+        os.close(fds[0])
+        if os.waitpid(pid, 0)[1] != 0:
+            said = Outcome([], "wrong", "what it answered made the tests crash")
+            wire.send(control, json.dumps(vars(said)))
+
+
+def _answer(job: Job, channel: int, control: socket.socket) -> NoReturn:
+    try:
+        outcome = run_job(job, socket.socket(fileno=channel))
         wire.send(control, json.dumps(vars(outcome)))
+        os._exit(0)
+    finally:
+        os._exit(1)

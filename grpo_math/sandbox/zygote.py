@@ -9,7 +9,6 @@ Leaves out what a child does before the program runs (child.py).
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import importlib
 import itertools
@@ -63,8 +62,7 @@ class Zygote:
     def __init__(self, control: socket.socket, level: str, folder: str) -> None:
         self.control, self.level, self.folder = control, level, folder
         self.mounts = level == "namespaces"
-        self.box = "/" if self.mounts else os.path.join(folder, "box")  # where Landlock lets a program write
-        self.scratch = namespaces.SCRATCH if self.mounts else os.path.join(self.box, "scratch")
+        self.scratch = namespaces.SCRATCH if self.mounts else os.path.join(folder, "scratch")
         self.layers = Layers()
         self.orphaned = False
 
@@ -83,17 +81,20 @@ class Zygote:
         if child.LINUX:
             kernel.adopt_orphans()
             kernel.hide_memory()
-        self.layers = self._layers(paths)
+        uid = self._uid()
+        self.layers = Layers(uid)
+        self._open_scratch()
+        if self.level != "process":
+            self.layers = self._layers(paths, uid)
+        self._close_scratch()
         return self._probe()
 
-    def _layers(self, paths: list[str]) -> Layers:
-        if self.level == "process":
-            return Layers(uid=self._uid())
-        uid = self._uid()
-        # with mounts each program's /tmp is a new file system, which no rule could know yet: the mounts decide there
-        os.makedirs(self.box, exist_ok=True)
+    def _layers(self, paths: list[str], uid: int | None) -> Layers:
+        # with mounts each program's folder is a new file system, which no rule could know yet: the mounts decide there.
+        # Without, the right to write ends at the folder: a program can neither remove it nor put a link in its place
+        write = "/" if self.mounts else self.scratch
         rules = landlock.ruleset(
-            [*paths, "/dev/random", "/dev/urandom"], [self.box, "/dev/null", "/dev/zero", "/dev/full"]
+            [*paths, "/dev/random", "/dev/urandom"], [write, "/dev/null", "/dev/zero", "/dev/full"]
         )
         return Layers(uid, rules, seccomp.supported(), threads=uid is not None or self.mounts)
 
@@ -205,17 +206,18 @@ class Zygote:
             kernel.mount("scratch", self.scratch, "tmpfs", kernel.NOSUID | kernel.NODEV, options)
             if stdin is not None:
                 Path(namespaces.STDIN).write_bytes(_content(stdin))
-        else:
-            os.makedirs(self.scratch, exist_ok=True)
-            os.chmod(self.scratch, 0o700)
+        elif not os.path.lexists(self.scratch):  # else it is what the last program was in, emptied
+            os.mkdir(self.scratch, 0o700)
             if self.layers.uid is not None:
                 os.chown(self.scratch, self.layers.uid, self.layers.uid)
 
     def _close_scratch(self) -> None:
         if self.mounts:
             kernel.unmount(self.scratch)
-        elif next(os.scandir(self.scratch), None) is not None:
+        elif self.layers.rules is None:  # without a wall the program may have put anything there
             remove(self.scratch)
+        elif next(os.scandir(self.scratch), None) is not None:
+            empty(self.scratch)
 
     def _end_orphans(self) -> None:
         """Whoever was forked where forking is possible is our child by now: end it, and its children after it."""
@@ -271,8 +273,8 @@ def _too_much(folder: str, pid: int) -> bool:
         size += sum(_unlinked(f"/proc/{pid}/fd"))
     except FileNotFoundError:  # gone since it was listed
         pass
-    except OSError as error:
-        return error.errno == errno.ENAMETOOLONG  # deeper than a path can tell
+    except OSError:  # deeper than a path can tell, or closed to us: nothing that an honest program needs
+        return True
     return size > SCRATCH_MB << 20
 
 
@@ -285,35 +287,43 @@ def _unlinked(descriptors: str) -> Iterator[int]:
 
 
 def remove(folder: str) -> None:
-    """A folder and all in it, however deep and however closed, without following a link. What is found in a folder is
-    moved up before its own content is looked at, so that no path gets long."""
+    """A folder and all in it, or what stands in its place."""
+    with contextlib.suppress(OSError):
+        if os.path.islink(folder) or not os.path.isdir(folder):
+            os.unlink(folder)
+        else:
+            empty(folder)
+            os.rmdir(folder)
+
+
+def empty(folder: str) -> None:
+    """All that is in a folder, however deep and however closed, without following a link. What is found in an inner
+    folder is moved up before its own content is looked at, so that no path gets long."""
     names = itertools.count()
     waiting = [folder]
     while waiting:
         at = waiting.pop()
-        with contextlib.suppress(OSError):
-            os.chmod(at, stat.S_IRWXU)
-        try:
-            with os.scandir(at) as entries:
-                found = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
-        except OSError:
-            continue
-        inner = []
-        for path, is_folder in found:
+        for path, is_folder in _entries(at):
             with contextlib.suppress(OSError):
                 if not is_folder:
                     os.unlink(path)
                     continue
                 os.chmod(path, stat.S_IRWXU)
-                up = os.path.join(folder, f".{next(names)}") if at != folder else path
+                up = path if at == folder else os.path.join(folder, f".grpo-math-{next(names)}")
                 os.rename(path, up)
-                inner.append(up)
+                waiting.append(up)
         if at != folder:
             with contextlib.suppress(OSError):
                 os.rmdir(at)
-        waiting += inner
-    with contextlib.suppress(OSError):
-        os.rmdir(folder)
+
+
+def _entries(folder: str) -> list[tuple[str, bool]]:
+    """(path, whether it is a folder and no link to one) of what is in a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    except OSError:
+        return []
 
 
 def main() -> None:

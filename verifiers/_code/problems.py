@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from grpo_math.sandbox.limits import Limits
+from grpo_math.sandbox.names import reading
 from grpo_math.types import Problem, UserError
 
 _LIMITS: dict[str, tuple[type, ...]] = {"timeout_s": (int, float), "memory_mb": (int,)}
@@ -51,7 +52,7 @@ def _asserts(tests: Mapping[str, Any]) -> str | None:
 
 
 def _check(tests: Mapping[str, Any]) -> str | None:
-    return _source(tests, "test") or _entry(tests) or _source(tests, "prompt", needed=False)
+    return _source(tests, "test") or _entry(tests)
 
 
 def _entry(tests: Mapping[str, Any]) -> str | None:
@@ -99,7 +100,9 @@ _COMPLAINTS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
 def wanted_names(tests: Mapping[str, Any]) -> tuple[str, ...]:
     """What a program has to define, as far as the tests say."""
     name = tests.get("class_name") or tests.get("entry_point")
-    return (name,) if name else ()
+    if name or tests["type"] != "asserts":
+        return (name,) if name else ()
+    return tuple(sorted(reading(tests.get("setup") or "", tuple(tests["asserts"]), None).subjects))
 
 
 def limits_of(problem: Problem, sandbox: Limits | None) -> Limits:

@@ -12,6 +12,7 @@ from grpo_math.sandbox.tester import PASSED
 from grpo_math.sandbox.zygote import End
 from grpo_math.types import Reason, Verdict
 
+STARVED = 0.05  # the share of a core above which a program was at work
 BONUS = 0.5  # of the reward that only a program without a failure gets, where a share is rewarded too
 
 
@@ -45,6 +46,11 @@ def stopped(end: End, limits: Limits) -> tuple[Reason, str] | None:
     return None
 
 
+def starved(end: End) -> bool:
+    """Whether a program that was too late by the clock may have been kept waiting: one that sleeps uses no CPU time."""
+    return end.killed == "wall" and end.cpu_s > STARVED * end.wall_s
+
+
 def died(end: End) -> tuple[Reason, str]:
     """How a program came to its end where nobody stopped it."""
     number = _signal(end)
@@ -70,21 +76,18 @@ def judged(run: Run, total: int, limits: Limits) -> tuple[list[str], Reason, str
     if halt is not None:
         return _first_failed(results, halt[0]), *halt
     if outcome is None:
-        return (
-            _first_failed(results, "timeout"),
-            "timeout",
-            "what it answered kept the tests busy until their time was up",
-        )
-    if outcome.detail and run.end.status == signal.SIGKILL:  # ours, after the tests were over
+        late = "what it answered kept the tests busy until their time was up"
+        return _first_failed(results, "timeout"), "timeout", late
+    if not outcome.gone or run.end.status == signal.SIGKILL:  # how it ended, after the tests were over, tells nothing
         return results, "crashed", outcome.detail
     reason, detail = died(run.end)
     return results, reason, f"{outcome.detail}; {detail}" if outcome.detail else detail
 
 
 def _first_failed(results: Sequence[str], why: str) -> list[str]:
-    """A test was running when the program was stopped: the first that has not passed."""
+    """A test was running when the program was stopped: the first that has neither passed nor given a wrong value."""
     failed = list(results)
-    at = next((i for i, result in enumerate(failed) if result != PASSED), None)
+    at = next((i for i, result in enumerate(failed) if result != PASSED and not result.startswith("wrong")), None)
     if at is not None:
         failed[at] = why
     return failed
