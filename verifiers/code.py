@@ -31,7 +31,7 @@ from grpo_math.sandbox.tester import NOT_RUN, PASSED, Job
 from grpo_math.types import Problem, Reason, RunAlone, UserError, Verdict
 from grpo_math.verifiers._code.extract import parses, program_of
 from grpo_math.verifiers._code.problems import complaint, limits_of, wanted_names
-from grpo_math.verifiers._code.verdicts import REWARDS, died, judged, starved, stopped, verdict_of
+from grpo_math.verifiers._code.verdicts import REWARDS, died, judged, stopped, unlucky, verdict_of
 
 CACHED = 1 << 14
 _ERRORS_SHOWN = 200
@@ -81,6 +81,14 @@ def _prompt(problem: Problem, tests: Mapping[str, Any]) -> str:
 
 
 def _run(program: str, prompt: str, tests: Mapping[str, Any], limits: Limits, mode: str) -> Verdict:
+    """Once more where the sandbox broke down: it has been replaced by then."""
+    try:
+        return _judge(program, prompt, tests, limits, mode)
+    except SandboxError:
+        return _judge(program, prompt, tests, limits, mode)
+
+
+def _judge(program: str, prompt: str, tests: Mapping[str, Any], limits: Limits, mode: str) -> Verdict:
     results: list[str]
     reason: Reason
     if tests["type"] == "stdio":
@@ -102,7 +110,7 @@ def _calls(
     own = {**tests, "prompt": prompt if parses(prompt) else ""} if tests["type"] == "check" else tests
     run = _sandbox(limits).judge(Job(own, sources, all_or_nothing), limits)
     results, reason, detail = judged(run, _total(tests), limits)
-    if starved(run.end):
+    if unlucky(run.end):
         raise RunAlone(verdict_of("all", results, reason, detail))
     if run.outcome is not None and run.outcome.own_word and reason == "correct":
         detail = "low assurance: the tests compare the program's own objects, by the program's own word"
@@ -133,9 +141,11 @@ def _case(program: str, case: Mapping[str, Any], tests: Mapping[str, Any], limit
     """What is wrong with how the program deals with one input, or None."""
     run = _sandbox(limits).script(program, case["input"].encode("utf-8", "surrogatepass"), limits)
     if (halt := stopped(run.end, limits)) is not None:
-        if starved(run.end):
+        if unlucky(run.end):
             raise RunAlone(Verdict(0.0, *halt, tests=(NOT_RUN,) * _total(tests)))
         return halt
+    if unlucky(run.end):
+        raise RunAlone(Verdict(0.0, *died(run.end), tests=(NOT_RUN,) * _total(tests)))
     if max(len(run.output), len(run.errors)) >= limits.output_mb << 20:
         return "output_limit", f"it wrote {limits.output_mb} MiB"
     if run.end.status != 0:

@@ -45,7 +45,7 @@ class Order:
     output_mb: int
 
 
-def become(order: Order, layers: Layers, scratch: str, fds: list[int], complain: int) -> NoReturn:
+def become(order: Order, layers: Layers, scratch: str, fds: list[int], complain: int, parent: int) -> NoReturn:
     """Run the program that comes over the descriptors. fds: [channel], or [source, stdin, stdout, stderr].
 
     complain: a pipe to the zygote, closed before the program runs. What is written there is the machine's failure."""
@@ -57,7 +57,7 @@ def become(order: Order, layers: Layers, scratch: str, fds: list[int], complain:
             os.environ.update(HOME=scratch, TMPDIR=scratch)
             os.setsid()
             limit(order, layers)
-            confine(layers)
+            confine(layers, parent)
         except OSError as error:
             os.write(complain, str(error).encode())
             os._exit(1)
@@ -117,8 +117,8 @@ def limit(order: Order, layers: Layers) -> None:
         _limit(resource.RLIMIT_NPROC, MAX_THREADS)
 
 
-def confine(layers: Layers) -> None:
-    """What the process may do, from here on and for good."""
+def confine(layers: Layers, parent: int) -> None:
+    """What the process may do, from here on and for good. parent: the zygote's id, as this process sees it."""
     if not LINUX:
         return
     if layers.uid is not None:
@@ -127,7 +127,9 @@ def confine(layers: Layers) -> None:
         os.setresuid(layers.uid, layers.uid, layers.uid)
     kernel.drop_capabilities()
     kernel.die_with_thread(signal.SIGKILL)
-    kernel.hide_memory()
+    if os.getppid() != parent:  # it ended before the kernel was told
+        os._exit(1)
+    kernel.show_memory()  # to the zygote, which counts what it holds open; other programs have no way to look
     if layers.filter:
         seccomp.no_new_privs()
         seccomp.install(seccomp.filter_program(os.getpid()))

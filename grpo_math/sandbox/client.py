@@ -56,7 +56,8 @@ class Helper:
 
     def __init__(self, module: str, kind: socket.SocketKind, *args: str) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, kind)
-        lifeline, self.lifeline = os.pipe()
+        lifeline, kept = os.pipe()
+        self.lifeline = os.fdopen(kept, "wb", 0)  # an object, so that it closes with this one
         given = [text.format(lifeline=lifeline) for text in args]
         try:
             self.process = subprocess.Popen(
@@ -69,6 +70,8 @@ class Helper:
                 start_new_session=True,
             )
         except OSError as error:
+            self.control.close()
+            self.lifeline.close()
             raise SandboxError(f"a process of the sandbox did not start: {error}") from error
         finally:
             theirs.close()
@@ -76,19 +79,22 @@ class Helper:
 
     def wait(self, seconds: float) -> bool:
         """Whether there is something to read within so many seconds."""
-        return bool(select.select([self.control], [], [], max(0.0, seconds))[0])
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        return bool(poll.poll(max(0.0, 1000 * seconds)))
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.control.close()
-        os.close(self.lifeline)
+        self.lifeline.close()
 
 
 # Nothing of ours: no token, no path. (Hence no -I, which would ignore the hash seed with the rest.) Threads of
 # numerical libraries would multiply with the workers.
 ENVIRONMENT = {
+    **{name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},  # some Pythons need it to start
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
@@ -143,16 +149,18 @@ class Sandbox:
         with mine, theirs, self._running(limits, False, [theirs]) as deadline:
             theirs.close()
             tester = self._start_tester()
+            outcome = None
             try:
                 wire.send_packet(tester.control, b"j", (mine.fileno(),))
                 wire.send_bytes(tester.control, pickle.dumps(tuple(job)))
                 mine.close()
                 outcome = self._outcome(tester, deadline)
-            except (wire.WireError, BrokenPipeError, ConnectionResetError):
-                outcome = None
-            if outcome is None:
-                tester.kill()
-                self._tester = None
+            except OSError as error:  # no test runs in the process that we speak with: this is the machine's doing
+                raise SandboxError(f"the tester of the sandbox is gone: {error}") from error
+            finally:
+                if outcome is None:
+                    tester.kill()
+                    self._tester = None
             end = self._stop(deadline)
         return Run(end, outcome)
 
@@ -191,6 +199,9 @@ class Sandbox:
         try:
             wire.send_packet(self._zygote.control, json.dumps(asdict(order)).encode(), numbers)
             yield time.monotonic() + order.wall_s + GRACE_S
+        except OSError as error:
+            self._give_up()
+            raise SandboxError(f"the zygote of the sandbox is gone: {error}") from error
         except BaseException:
             self._give_up()  # whatever still runs there would answer the next question
             raise
@@ -223,6 +234,9 @@ class Sandbox:
         return Outcome(**json.loads(wire.receive(tester.control)))
 
     def _start_tester(self) -> Helper:
+        if self._tester is not None and self._tester.process.poll() is not None:
+            self._tester.kill()
+            self._tester = None
         if self._tester is None:
             self._tester = Helper("tester", socket.SOCK_STREAM, "{lifeline}")
         return self._tester

@@ -25,7 +25,7 @@ class Layer(NamedTuple):
 
 
 _SECCOMP = "Linux with seccomp, on x86_64 or aarch64"
-_LANDLOCK = "Linux 5.13 with landlock among its security modules, or user namespaces"
+_LANDLOCK = "Linux 6.2 with landlock among its security modules, or user namespaces"
 _NAMESPACES = "leave to make user namespaces (docker: --security-opt seccomp=unconfined, or a profile with unshare)"
 _ANOTHER = "an ordinary user, or leave to change user and a Python that all may read"
 

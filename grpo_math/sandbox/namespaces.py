@@ -23,13 +23,15 @@ DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
 def readable() -> list[str]:
-    """What a program may read: the interpreter it runs on, and what that needs of the system."""
-    interpreter = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, str(Path(sys.executable).parent)}
-    given = [*interpreter, *LIBRARIES, *LINKED]
-    found = {os.path.realpath(path) for path in given} | set(given)
-    # a prefix of / or /usr is the whole system: its libraries and its Python are enough
-    wide = {"/", "/usr", "/usr/bin", "/bin", "/home", "/root"}
-    return sorted(path for path in found - wide if os.path.exists(path))
+    """What a program may read: the interpreter it runs on, and what that needs of the system. Real paths and the names
+    under which they are known."""
+    prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
+    # a prefix that is the whole system, or somebody's home, holds more than Python
+    wide = {"/", "/usr", str(Path.home())}
+    inner = [f"{path.rstrip('/')}/{name}" for path in prefixes & wide for name in ("lib", "lib64", "bin")]
+    linked = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path.startswith("/")]
+    given = {*(prefixes - wide), *inner, *LIBRARIES, *LINKED, *linked}
+    return sorted(path for path in given | {os.path.realpath(path) for path in given} if os.path.exists(path))
 
 
 def enter(privileged: bool) -> None:
@@ -57,6 +59,7 @@ def _follow(child: int) -> None:
 
 def build_root(paths: Sequence[str]) -> None:
     """Replace the root by one that has `paths`, read-only, and what the module's docstring says. Raises OSError."""
+    sources = {path: os.path.realpath(path) for path in _outermost(paths)}  # links lead elsewhere once they are moved
     kernel.mount("none", "/", None, kernel.REC | kernel.PRIVATE)
     # a base to stand on while the old root is still in sight under /old, so that no path of it is hidden by the new one
     kernel.mount("base", "/tmp", "tmpfs", kernel.NOSUID | kernel.NODEV, "mode=0755,size=1m")
@@ -65,10 +68,9 @@ def build_root(paths: Sequence[str]) -> None:
     kernel.pivot_root("/tmp", "/tmp/old")
     os.chdir("/")
     kernel.mount("root", "/new", "tmpfs", kernel.NOSUID | kernel.NODEV, "mode=0755,size=1m")
-    for path in _outermost(paths):
-        _bind(f"/old{path}", f"/new{path}")
-        if not os.path.islink(f"/new{path}"):
-            kernel.make_read_only(f"/new{path}")
+    for path, real in sources.items():
+        _bind(f"/old{real}", f"/new{path}")
+        kernel.make_read_only(f"/new{path}")
     os.makedirs("/new/dev")
     for name in DEVICES:
         _bind(f"/old/dev/{name}", f"/new/dev/{name}")
@@ -85,23 +87,18 @@ def build_root(paths: Sequence[str]) -> None:
 
 
 def _outermost(paths: Sequence[str]) -> list[str]:
-    """Without those that lie in another, and links as what they are found under, since both names are looked up."""
+    """Without those that lie in another."""
     kept: list[str] = []
     for path in sorted(paths):
-        if not any(path.startswith(f"{other}/") and os.path.realpath(path) == path for other in kept):
+        if not any(path.startswith(f"{other}/") for other in kept):
             kept.append(path)
     return kept
 
 
 def _bind(source: str, target: str) -> None:
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    if os.path.islink(source):
-        # an absolute link would lead out of /old; what it leads to is among the paths by its own name
-        if not os.path.lexists(target):
-            os.symlink(os.readlink(source), target)
-        return
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
-    elif not os.path.exists(target):
+    else:
         Path(target).touch()
     kernel.mount(source, target, None, kernel.BIND | kernel.REC)

@@ -79,8 +79,11 @@ def send_packet(control: socket.socket, data: bytes, fds: tuple[int, ...] = ()) 
 
 
 def receive_packet(control: socket.socket) -> tuple[bytes, list[int]]:
-    """(message, file descriptors); an empty message at the end of the stream. Raises OSError."""
-    data, rights, _, _ = control.recvmsg(_PACKET, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    """(message, file descriptors); an empty message at the end of the stream, however it came."""
+    try:
+        data, rights, _, _ = control.recvmsg(_PACKET, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    except ConnectionError:
+        return b"", []
     fds = array.array("i")
     for level, kind, content in rights:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

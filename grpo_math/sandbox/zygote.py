@@ -42,13 +42,14 @@ COMMON = (
 SCRATCH_MB, SCRATCH_FILES = 64, 4096
 UNUSED_UID = 1_000_000_000  # added to a process id: nobody's, so that a limit of processes counts ours alone
 NOBODY = 65534
+ORPHANS_S = 10.0  # to end what a program has forked where it may fork: a bomb of our own user may be faster than we
 GRACE_S = 0.05  # between looks at a folder that no file system limits
 
 
 @dataclass
 class End:
-    """How a program ended. killed: why it was, `cpu`, `wall`, `disk`, or nothing; status: what wait(2) says;
-    unconfined: why it never began."""
+    """How a program ended. killed: why we killed it, `cpu`, `wall`, `disk`, `threads`, `stop` where it was no longer
+    wanted, or nothing; status: what wait(2) says; unconfined: why it never began."""
 
     status: int
     cpu_s: float
@@ -65,6 +66,7 @@ class Zygote:
         self.scratch = namespaces.SCRATCH if self.mounts else os.path.join(folder, "scratch")
         self.layers = Layers()
         self.orphaned = False
+        self.number = os.getpid()  # of this machine, before there are other numbers
 
     def build(self) -> dict[str, Any]:
         """Put the walls up, and report which of them a program cannot get over. Raises OSError."""
@@ -102,7 +104,7 @@ class Zygote:
         """Another user for the program to be, where we may choose and where it can still read the interpreter."""
         if os.geteuid() != 0:
             return None
-        for uid in (UNUSED_UID + os.getpid(), UNUSED_UID + os.getppid(), NOBODY):
+        for uid in (UNUSED_UID + self.number, NOBODY):
             if self._works(uid):
                 return uid
         return None
@@ -125,7 +127,7 @@ class Zygote:
             child.wall_in(self.layers)
             os.chdir(self.scratch)
             child.limit(order, self.layers)
-            child.confine(self.layers)
+            child.confine(self.layers, os.getppid())
 
         report = probe.report(confined, self.folder)
         self._close_scratch()
@@ -147,10 +149,11 @@ class Zygote:
     def _run(self, order: Order, fds: list[int]) -> End:
         self._open_scratch(fds[1] if order.stdio else None)
         complaint, complain = os.pipe()
+        parent = os.getpid()
         began = time.monotonic()
         pid = os.fork()
         if pid == 0:
-            child.become(order, self.layers, self.scratch, fds, complain)
+            child.become(order, self.layers, self.scratch, fds, complain, parent)
         for fd in (*fds, complain):
             os.close(fd)
         killed = self._watch(pid, order, began)
@@ -181,9 +184,9 @@ class Zygote:
                     return ""
                 if events:
                     self.orphaned = not wire.receive_packet(self.control)[0]
+                    killed = "stop"
                     break
-                if not self.mounts and _too_much(self.scratch, pid):
-                    killed = "disk"
+                if killed := self._beyond(pid):
                     break
         finally:
             os.close(watched)
@@ -198,7 +201,13 @@ class Zygote:
         if cpu_left_s <= 0:
             return 0.0
         wait_s = min(left_s, max(cpu_left_s / CORES, 0.002))
-        return wait_s if self.mounts else min(wait_s, GRACE_S)
+        return wait_s if self.mounts and self.layers.threads else min(wait_s, GRACE_S)
+
+    def _beyond(self, pid: int) -> str:
+        """What a program has too much of, where neither a file system nor the limit of processes says no."""
+        if not self.mounts and _too_much(self.scratch, pid):
+            return "disk"
+        return "threads" if not self.layers.threads and _threads(pid) > child.MAX_THREADS else ""
 
     def _open_scratch(self, stdin: int | None = None) -> None:
         if self.mounts:
@@ -223,7 +232,8 @@ class Zygote:
         """Whoever was forked where forking is possible is our child by now: end it, and its children after it."""
         if self.layers.filter:
             return
-        while True:
+        until = time.monotonic() + ORPHANS_S
+        while time.monotonic() < until:
             try:
                 while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
                     pass
@@ -249,6 +259,13 @@ def _cpu_seconds(pid: int) -> float:
         return time.clock_gettime(~pid << 3 | 2)
     except OSError:
         return 0.0
+
+
+def _threads(pid: int) -> int:
+    """How many there are; 0 where nobody can tell."""
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/task"))
+    return 0
 
 
 def _content(fd: int) -> bytes:
@@ -330,6 +347,8 @@ def main() -> None:
     """argv: control socket, level, a folder of ours, where we come from. Says what holds, then serves."""
     control = socket.socket(fileno=int(sys.argv[1]))
     level, folder, origin = sys.argv[2:5]
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # rather a program than the trainer
     for name in COMMON:
         importlib.import_module(name)
     zygote = Zygote(control, level, folder)
@@ -341,8 +360,10 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # or the children's collector would touch, and so copy, every page
     sys.path.remove(origin)
-    sys.argv[:] = [""]
+    sys.argv[:] = sys.orig_argv[:] = [""]
     wire.send_packet(control, json.dumps(report).encode())
-    zygote.serve()
-    if not zygote.mounts:
-        remove(folder)
+    try:
+        zygote.serve()
+    finally:
+        if not zygote.mounts:
+            remove(folder)

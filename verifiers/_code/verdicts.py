@@ -37,8 +37,8 @@ def verdict_of(mode: str, results: Sequence[str], reason: Reason, detail: str) -
 
 def stopped(end: End, limits: Limits) -> tuple[Reason, str] | None:
     """The limit at which a program was stopped, if it was."""
-    if end.killed == "disk":
-        return "output_limit", "it filled its folder"
+    if end.killed in _KILLED:
+        return _KILLED[end.killed]
     if end.killed == "cpu" or _signal(end) == signal.SIGXCPU:
         return "timeout", f"it took {limits.timeout_s:g} s of CPU time"
     if end.killed == "wall":
@@ -46,9 +46,17 @@ def stopped(end: End, limits: Limits) -> tuple[Reason, str] | None:
     return None
 
 
-def starved(end: End) -> bool:
-    """Whether a program that was too late by the clock may have been kept waiting: one that sleeps uses no CPU time."""
-    return end.killed == "wall" and end.cpu_s > STARVED * end.wall_s
+_KILLED: dict[str, tuple[Reason, str]] = {
+    "disk": ("output_limit", "it filled its folder"),
+    "threads": ("forbidden", "it started too many threads"),
+}
+
+
+def unlucky(end: End) -> bool:
+    """Whether the machine may be to blame: a program was too late by the clock and may have been kept waiting (one that
+    sleeps uses no CPU time), or was killed by somebody else, as the kernel does where memory runs out."""
+    late = end.killed == "wall" and end.cpu_s > STARVED * end.wall_s
+    return late or (end.killed == "" and _signal(end) == signal.SIGKILL)
 
 
 def died(end: End) -> tuple[Reason, str]:
@@ -78,7 +86,7 @@ def judged(run: Run, total: int, limits: Limits) -> tuple[list[str], Reason, str
     if outcome is None:
         late = "what it answered kept the tests busy until their time was up"
         return _first_failed(results, "timeout"), "timeout", late
-    if not outcome.gone or run.end.status == signal.SIGKILL:  # how it ended, after the tests were over, tells nothing
+    if not outcome.gone or run.end.killed == "stop":  # how it ended, after the tests were over, tells nothing
         return results, "crashed", outcome.detail
     reason, detail = died(run.end)
     return results, reason, f"{outcome.detail}; {detail}" if outcome.detail else detail
