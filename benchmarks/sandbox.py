@@ -7,11 +7,12 @@
     python -m benchmarks.sandbox --peers /tmp/peers/bin/python --resident-gib 0 2   what a large caller costs
     python -m benchmarks.sandbox --leak 10000                                       does anything stay behind?
 
-Right programs with five asserts each, no two alike. Each slice has a process of its own, in which the contestant is
-started and warm before the clock runs; all get the same slice, one after the other, round by round, and ratios are
-taken within a round. The bare subprocess is `python -I -S`: without -S it is the machine's site-packages that is timed.
-Who is not installed is left out by name. Not measured: start-up, wrong or hostile programs, and
-how safe any of them is: only bubblewrap and this project keep a program from writing files and from the network.
+Right programs with five asserts each, no two alike, eight for each problem. Each slice has a process of its own, in
+which the contestant is started and warm before the clock runs; all get the same slice, one after the other, round by
+round, and ratios are taken within a round. The bare subprocess is `python -I -S`: without -S it is the machine's
+site-packages that is timed. Who is not installed is left out by name. Not measured: start-up, wrong or hostile
+programs, and how safe any of them is: only bubblewrap and this project keep a program from writing files and from the
+network.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ MIB = 1 << 20
 OURS, BARE, SITE = "grpo-math", "subprocess", "subprocess -I"
 TIMEOUT_S = 10.0  # for a program, everywhere but in evalplus, which has times by test
 CALLS: tuple[list[int], ...] = ([1, 2, 3], [], [4, 4], [7, -5, 3, 1], list(range(30)))
+GROUP = 8  # programs for a problem
 SOURCE = """def weigh(values):
     total = {constant}
     for place, value in enumerate(values):
@@ -57,9 +58,10 @@ class Program:
 
 
 def program(number: int, wrong: bool = False) -> Program:
-    """Its constant is its number, so that no two are alike and nothing can be remembered."""
-    expected = [number + sum(place * value for place, value in enumerate(call) if value % 2) for call in CALLS]
-    return Program(number, SOURCE.format(constant=number + wrong), expected)
+    """No two are alike, so that nothing can be remembered; GROUP of them have the same tests, as completions have."""
+    constant = number // GROUP
+    expected = [constant + sum(place * value for place, value in enumerate(call) if value % 2) for call in CALLS]
+    return Program(number, f"# {number}\n{SOURCE.format(constant=constant + wrong)}", expected)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Leaves out the program (program.py) and whoever watches from outside (zygote.py)
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import random
 import resource
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 
 from grpo_math.sandbox import kernel, landlock, program, seccomp, wire
 
+STDIN = "/dev/stdin"
 CHANNEL = 3  # the descriptor over which a program answers
 MAX_FILES = 256
 STACK_MB = 64
@@ -52,8 +54,8 @@ def become(order: Order, layers: Layers, scratch: str, fds: list[int], complain:
     try:
         try:
             wall_in(layers)
-            source = _take(order, fds, complain)
             os.chdir(scratch)
+            source = _take(order, fds, complain)
             os.environ.update(HOME=scratch, TMPDIR=scratch)
             os.setsid()
             limit(order, layers)
@@ -77,6 +79,8 @@ def _take(order: Order, fds: list[int], kept: int) -> str | None:
     """Put the descriptors in their places and close all others but `kept`. Returns the source of a script."""
     if order.stdio:
         source = os.fdopen(fds[0], "rb").read().decode("utf-8", "surrogatepass")
+        if STDIN in source and os.path.lexists(STDIN):
+            _copy(fds[1], os.readlink(STDIN))
         for place, fd in enumerate(fds[1:]):
             os.dup2(fd, place)
         _close_from(3, kept)
@@ -88,6 +92,12 @@ def _take(order: Order, fds: list[int], kept: int) -> str | None:
     os.dup2(channel, CHANNEL)
     _close_from(CHANNEL + 1, kept)
     return None
+
+
+def _copy(fd: int, path: str) -> None:
+    """Where there is no /proc to find the descriptor by, /dev/stdin leads to this file."""
+    with contextlib.suppress(OSError), open(path, "wb") as file:
+        file.write(os.pread(fd, os.fstat(fd).st_size, 0))
 
 
 def _close_from(first: int, kept: int) -> None:

@@ -12,7 +12,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import pickle
 import select
 import signal
 import socket
@@ -29,6 +28,7 @@ from grpo_math.sandbox import wire
 from grpo_math.sandbox.child import Order
 from grpo_math.sandbox.limits import Limits
 from grpo_math.sandbox.tester import Job, Outcome
+from grpo_math.sandbox.tester import order_of as order_of_job
 from grpo_math.sandbox.zygote import End, remove
 
 START_S = 60.0
@@ -152,7 +152,7 @@ class Sandbox:
             outcome = None
             try:
                 wire.send_packet(tester.control, b"j", (mine.fileno(),))
-                wire.send_bytes(tester.control, pickle.dumps(tuple(job)))
+                wire.send_bytes(tester.control, order_of_job(job))
                 mine.close()
                 outcome = self._outcome(tester, deadline)
             except OSError as error:  # no test runs in the process that we speak with: this is the machine's doing

@@ -22,6 +22,7 @@ from fractions import Fraction
 from itertools import chain
 from typing import Any
 
+DATACLASS_FUNCTIONS = ("asdict", "astuple", "fields", "is_dataclass", "replace")  # they look into objects
 MAX_DEPTH = 100
 MAX_NODES = 5_000_000
 BIG = 1 << 4096  # beyond this an int goes as hexadecimal: decimal takes quadratic time

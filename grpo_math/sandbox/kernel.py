@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import struct
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -18,6 +19,9 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _MOUNT_SETATTR = 442
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 
+# made once, before the fork: every new type costs a child the pages that it is written to
+_CAPABILITIES_OF_SELF = struct.pack("=II", _CAPABILITY_VERSION_3, 0)
+_NO_CAPABILITIES = bytes(24)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -64,8 +68,7 @@ def set_hostname(name: str) -> None:
 
 def drop_capabilities() -> None:
     """All of them, for good: nothing can be executed that would bring one back."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    _checked(_libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+    _checked(_libc.capset(_CAPABILITIES_OF_SELF, _NO_CAPABILITIES), "capset")
 
 
 def die_with_thread(signal: int) -> None:

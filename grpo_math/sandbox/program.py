@@ -7,7 +7,6 @@ is an answer of the program, and what it says of itself proves nothing. Leaves o
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import copy
 import dataclasses
@@ -16,13 +15,13 @@ import linecache
 import operator
 import os
 import sys
-import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from grpo_math.sandbox import wire
 from grpo_math.sandbox.codec import (
+    DATACLASS_FUNCTIONS,
     EXCEPTIONS,
     FUNCTIONS,
     CodecError,
@@ -36,7 +35,6 @@ from grpo_math.sandbox.codec import (
 )
 
 FILE = "solution.py"
-DATACLASS_FUNCTIONS = ("asdict", "astuple", "fields", "is_dataclass", "replace")  # they look into objects
 MAX_MESSAGE = 500  # characters of an exception's text
 MAX_CAUSES = 3  # exceptions along __cause__
 TESTS_ERROR = "_grpo_math_tests_error"  # of exceptions that a function of the tests raised: which one it was
@@ -48,7 +46,9 @@ def _call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
 
 @functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
+def _loop() -> Any:
+    import asyncio  # of use to few, and large
+
     return asyncio.new_event_loop()  # one for all: an asynchronous generator goes on in the loop in which it began
 
 
@@ -301,7 +301,13 @@ def run_script(source: str) -> NoReturn:
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     code = _exit_code(lambda: run_source(source, module.__dict__))
-    for last in (threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):  # type: ignore[attr-defined]
+    threads = sys.modules.get("threading")
+    for last in (
+        getattr(threads, "_shutdown", lambda: None),
+        atexit._run_exitfuncs,
+        sys.stdout.flush,
+        sys.stderr.flush,
+    ):  # type: ignore[attr-defined]
         code = _exit_code(last) or code
     os._exit(code)
 

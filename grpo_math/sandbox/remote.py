@@ -19,8 +19,17 @@ from types import CoroutineType
 from typing import Any
 
 from grpo_math.sandbox import wire
-from grpo_math.sandbox.codec import BASES, EXCEPTIONS, FUNCTIONS, CodecError, Decoder, Encoder, dump, parse
-from grpo_math.sandbox.program import DATACLASS_FUNCTIONS
+from grpo_math.sandbox.codec import (
+    BASES,
+    DATACLASS_FUNCTIONS,
+    EXCEPTIONS,
+    FUNCTIONS,
+    CodecError,
+    Decoder,
+    Encoder,
+    dump,
+    parse,
+)
 
 MAX_MESSAGE = 500  # characters of an exception's text
 MAX_CAUSES, MAX_ANCESTORS = 3, 20

@@ -168,7 +168,7 @@ CHECKED: dict[str, Rule] = {
     "prctl:157/167": [[_one_of(0, 15, 16, 0x53564D41)]],
     # AF_UNIX, SOCK_STREAM with SOCK_CLOEXEC, SOCK_NONBLOCK: a connected stream takes no address, as a datagram would
     "socketpair:53/199": [[_one_of(0, 1), _only_bits(1, 0x80800, 1)]],
-    # SOL_SOCKET: SO_REUSEADDR, KEEPALIVE, LINGER, RCVTIMEO, SNDTIMEO; not ATTACH_FILTER, nor SNDBUF and the like: memory
+    # SOL_SOCKET: SO_REUSEADDR, KEEPALIVE, LINGER, RCVTIMEO, SNDTIMEO; not ATTACH_FILTER, nor SNDBUF, which is memory
     "setsockopt:54/208": [[_one_of(1, 1), _one_of(2, 2, 9, 13, 20, 21)]],
     "sendto:44/206": [[_no_bits(3, MSG_OOB)]],
     "recvfrom:45/207": [[_no_bits(3, MSG_OOB)]],
@@ -315,5 +315,6 @@ def install(program: bytes) -> None:
 
     Raises OSError: EACCES for an ordinary user who has kept new privileges.
     """
-    instructions = ctypes.create_string_buffer(program, len(program))
-    _seccomp(SET_MODE_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(instructions)))
+    instructions = bytearray(program)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(instructions))
+    _seccomp(SET_MODE_FILTER, struct.pack("HP", len(program) // 8, address))

@@ -13,6 +13,7 @@ import os
 import pickle
 import random
 import resource
+import signal
 import socket
 import sys
 import warnings
@@ -233,25 +234,68 @@ def main() -> None:
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     soft = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    _serve(control)
+
+
+def _serve(control: socket.socket) -> None:
+    """One job after the other, each problem's in a process of its own: a test may change what is global, and what a
+    program answers may crash it."""
+    prepared, child = b"", None
     while True:
         mark, fds = wire.receive_packet(control)
         if not mark:
             return
-        job = Job(*pickle.loads(wire.receive_bytes(control)))
-        warm(job.tests)
-        pid = os.fork()
-        if pid == 0:
-            _answer(job, fds[0], control)
+        tests, run = pickle.loads(wire.receive_bytes(control))
+        if child is None or tests != prepared:
+            if child is not None:
+                child.close()
+            prepared, child = tests, Child(pickle.loads(tests))
+        outcome = child.judge(run, fds[0])
         os.close(fds[0])
-        if os.waitpid(pid, 0)[1] != 0:
-            said = Outcome([], "wrong", "what it answered made the tests crash")
-            wire.send(control, json.dumps(vars(said)))
+        if outcome is None:
+            child.close()
+            child, outcome = None, json.dumps(vars(Outcome([], "wrong", "what it answered made the tests crash")))
+        wire.send(control, outcome)
 
 
-def _answer(job: Job, channel: int, control: socket.socket) -> NoReturn:
+class Child:
+    """A forked process that has the tests of one problem prepared."""
+
+    def __init__(self, tests: Mapping[str, Any]) -> None:
+        warm(tests)
+        self.control, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self.control.close()
+            _answer(tests, theirs)
+        theirs.close()
+
+    def judge(self, run: tuple[Sequence[str], bool], channel: int) -> str | None:
+        """The outcome as JSON; None where it ended instead."""
+        try:
+            wire.send_packet(self.control, b"j", (channel,))
+            wire.send_bytes(self.control, pickle.dumps(run))
+            return wire.receive(self.control)
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        self.control.close()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def _answer(tests: Mapping[str, Any], control: socket.socket) -> NoReturn:
     try:
-        outcome = run_job(job, socket.socket(fileno=channel))
-        wire.send(control, json.dumps(vars(outcome)))
-        os._exit(0)
+        while fds := wire.receive_packet(control)[1]:
+            sources, all_or_nothing = pickle.loads(wire.receive_bytes(control))
+            with socket.socket(fileno=fds[0]) as channel:
+                outcome = run_job(Job(tests, sources, all_or_nothing), channel)
+            wire.send(control, json.dumps(vars(outcome)))
     finally:
         os._exit(1)
+
+
+def order_of(job: Job) -> bytes:
+    """What `main` reads: the tests by themselves, so that the same ones are known again."""
+    return pickle.dumps((pickle.dumps(dict(job.tests)), (list(job.sources), job.all_or_nothing)))

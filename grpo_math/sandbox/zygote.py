@@ -28,15 +28,14 @@ from typing import Any
 from grpo_math.sandbox import child, kernel, landlock, namespaces, probe, seccomp, wire
 from grpo_math.sandbox.child import Layers, Order
 
-# What programs import most, loaded once. Not numpy: its memory would be copied into every child.
+# What programs import most, loaded once. Neither numpy nor asyncio, whose memory every child would have to copy; nor
+# threading and what needs it, which has work to do in every child.
 # fmt: off
 COMMON = (
-    "abc", "argparse", "array", "ast", "asyncio", "base64", "bisect", "builtins", "calendar", "cmath", "collections",
-    "contextlib", "copy", "csv", "dataclasses", "datetime", "decimal", "doctest", "enum", "fileinput", "fractions",
-    "functools", "glob", "hashlib", "heapq", "inspect", "io", "itertools", "json", "logging", "math", "numbers",
-    "operator", "os", "pathlib", "pickle", "pprint", "queue", "random", "re", "secrets", "shutil", "signal", "socket",
-    "statistics", "string", "struct", "subprocess", "tempfile", "textwrap", "threading", "time", "traceback", "types",
-    "typing", "unicodedata", "unittest", "uuid", "warnings", "weakref", "zlib",
+    "abc", "array", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy", "dataclasses",
+    "datetime", "decimal", "enum", "fractions", "functools", "heapq", "io", "itertools", "json", "math", "numbers",
+    "operator", "os", "random", "re", "statistics", "string", "struct", "tempfile", "textwrap", "time", "typing",
+    "warnings",
 )
 # fmt: on
 SCRATCH_MB, SCRATCH_FILES = 64, 4096
@@ -88,16 +87,14 @@ class Zygote:
         self._open_scratch()
         if self.level != "process":
             self.layers = self._layers(paths, uid)
-        self._close_scratch()
         return self._probe()
 
     def _layers(self, paths: list[str], uid: int | None) -> Layers:
-        # with mounts each program's folder is a new file system, which no rule could know yet: the mounts decide there.
-        # Without, the right to write ends at the folder: a program can neither remove it nor put a link in its place
-        write = "/" if self.mounts else self.scratch
-        rules = landlock.ruleset(
-            [*paths, "/dev/random", "/dev/urandom"], [write, "/dev/null", "/dev/zero", "/dev/full"]
-        )
+        # The right to write ends at the folder: a program can neither remove it nor put a link in its place. Where
+        # there are mounts they have said all that already, and a program costs less without
+        devices = ["/dev/null", "/dev/zero", "/dev/full"]
+        read = [*paths, "/dev/random", "/dev/urandom"]
+        rules = None if self.mounts else landlock.ruleset(read, [self.scratch, *devices])
         return Layers(uid, rules, seccomp.supported(), threads=uid is not None or self.mounts)
 
     def _uid(self) -> int | None:
@@ -120,7 +117,6 @@ class Zygote:
         return probe.in_child(attempt) is True
 
     def _probe(self) -> dict[str, Any]:
-        self._open_scratch()
         order = Order(False, 10.0, 20.0, 512, 1)
 
         def confined() -> None:
@@ -130,7 +126,7 @@ class Zygote:
             child.confine(self.layers, os.getppid())
 
         report = probe.report(confined, self.folder)
-        self._close_scratch()
+        self._clear_scratch()
         return report
 
     def serve(self) -> None:
@@ -147,7 +143,6 @@ class Zygote:
                 wire.send_packet(self.control, json.dumps(asdict(end)).encode())
 
     def _run(self, order: Order, fds: list[int]) -> End:
-        self._open_scratch(fds[1] if order.stdio else None)
         complaint, complain = os.pipe()
         parent = os.getpid()
         began = time.monotonic()
@@ -162,7 +157,7 @@ class Zygote:
         with os.fdopen(complaint, "rb") as stream:
             unconfined = stream.read().decode()
         self._end_orphans()
-        self._close_scratch()
+        self._clear_scratch()
         cpu_s, peak_mb = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
         return End(status, cpu_s, wall_s, peak_mb, killed, unconfined)
 
@@ -209,22 +204,21 @@ class Zygote:
             return "disk"
         return "threads" if not self.layers.threads and _threads(pid) > child.MAX_THREADS else ""
 
-    def _open_scratch(self, stdin: int | None = None) -> None:
+    def _open_scratch(self) -> None:
+        """Make the folder that programs may write in. What the last one was in is there, emptied, but at the level
+        `process`, where a program may put anything in its place."""
         if self.mounts:
             options = f"size={SCRATCH_MB}m,nr_inodes={SCRATCH_FILES},mode=0777"
             kernel.mount("scratch", self.scratch, "tmpfs", kernel.NOSUID | kernel.NODEV, options)
-            if stdin is not None:
-                Path(namespaces.STDIN).write_bytes(_content(stdin))
-        elif not os.path.lexists(self.scratch):  # else it is what the last program was in, emptied
+        else:
             os.mkdir(self.scratch, 0o700)
             if self.layers.uid is not None:
                 os.chown(self.scratch, self.layers.uid, self.layers.uid)
 
-    def _close_scratch(self) -> None:
-        if self.mounts:
-            kernel.unmount(self.scratch)
-        elif self.layers.rules is None:  # without a wall the program may have put anything there
+    def _clear_scratch(self) -> None:
+        if self.level == "process":
             remove(self.scratch)
+            self._open_scratch()
         elif next(os.scandir(self.scratch), None) is not None:
             empty(self.scratch)
 
@@ -266,10 +260,6 @@ def _threads(pid: int) -> int:
     with contextlib.suppress(OSError):
         return len(os.listdir(f"/proc/{pid}/task"))
     return 0
-
-
-def _content(fd: int) -> bytes:
-    return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
 def _too_much(folder: str, pid: int) -> bool:
