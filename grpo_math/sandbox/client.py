@@ -83,6 +83,13 @@ class Helper:
         poll.register(self.control, select.POLLIN)
         return bool(poll.poll(max(0.0, 1000 * seconds)))
 
+    def end(self) -> None:
+        """Hang up, so that it puts its own children away, and see to it that it has left."""
+        self.control.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE_S)
+        self.kill()
+
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -180,7 +187,7 @@ class Sandbox:
     def close(self) -> None:
         for helper in (self._zygote, self._tester):
             if helper is not None:
-                helper.kill()
+                helper.end()
         self._zygote = self._tester = None
         self._remove_folder()
 

@@ -244,6 +244,8 @@ def _serve(control: socket.socket) -> None:
     while True:
         mark, fds = wire.receive_packet(control)
         if not mark:
+            if child is not None:
+                child.close()
             return
         tests, run = pickle.loads(wire.receive_bytes(control))
         if child is None or tests != prepared:

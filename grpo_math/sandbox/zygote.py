@@ -277,20 +277,20 @@ def _too_much(folder: str, pid: int) -> bool:
                         size += entry.stat(follow_symlinks=False).st_blocks * 512
                     if files > SCRATCH_FILES:
                         return True
-        size += sum(_unlinked(f"/proc/{pid}/fd"))
     except FileNotFoundError:  # gone since it was listed
         pass
     except OSError:  # deeper than a path can tell, or closed to us: nothing that an honest program needs
         return True
-    return size > SCRATCH_MB << 20
+    return size + sum(_unlinked(f"/proc/{pid}/fd")) > SCRATCH_MB << 20
 
 
 def _unlinked(descriptors: str) -> Iterator[int]:
     """Bytes of each open file that has no name any more."""
-    for name in os.listdir(descriptors):
-        found = os.stat(f"{descriptors}/{name}")
-        if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
-            yield found.st_blocks * 512
+    with contextlib.suppress(OSError):  # a process that has just ended has none that we may see
+        for name in os.listdir(descriptors):
+            found = os.stat(f"{descriptors}/{name}")
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
+                yield found.st_blocks * 512
 
 
 def remove(folder: str) -> None:
