@@ -16,7 +16,7 @@ import importlib
 import json
 import re
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from itertools import chain
@@ -279,6 +279,11 @@ class Decoder:
         else:
             self._fill(value, kind, content, 0)
 
+    def apply(self, changes: Any) -> None:
+        """What `changes_of` found on the other side."""
+        for number, content in changes:
+            self.change(self.met[number], content)
+
     def _tagged(self, tag: str, content: Any, depth: int) -> Any:
         try:
             if tag in _NEW:
@@ -345,6 +350,12 @@ def changed(before: Any, now: Any) -> bool:
     if isinstance(now, dict):
         before, now = chain.from_iterable(before.items()), chain.from_iterable(now.items())
     return any(a is not b for a, b in zip(before, now, strict=True))
+
+
+def changes_of(encoder: Encoder, given: Sequence[Any], before: Sequence[Any]) -> list[Any]:
+    """[number, content] of each of the `given` containers that is no longer as `before`."""
+    pairs = enumerate(zip(before, given, strict=True))
+    return [[number, encoder.contents(now)] for number, (then, now) in pairs if changed(then, now)]
 
 
 def parse(text: str) -> Any:

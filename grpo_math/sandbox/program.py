@@ -27,7 +27,7 @@ from grpo_math.sandbox.codec import (
     CodecError,
     Decoder,
     Encoder,
-    changed,
+    changes_of,
     dump,
     parse,
     reduced,
@@ -170,23 +170,23 @@ class Session:
     def _answer(
         self, work: Callable[[], object], given: Sequence[Any] = (), before: Sequence[Any] = (), may_stop: bool = False
     ) -> None:
-        """Send what `work` returns, and what has become of the containers it was `given`; or what it raised."""
+        """Send what `work` returns or raises, and what has become of the containers it was `given`."""
+        encoder = Encoder(self._handle, given, self._number)
         try:
-            result = work()
-            encoder = Encoder(self._handle, given, self._number)
-            node = encoder.node(result, 0)
-            pairs = enumerate(zip(before, given, strict=True))
-            changes = [[number, encoder.contents(now)] for number, (then, now) in pairs if changed(then, now)]
-            text = dump(["value", node, changes])
+            message = ["value", encoder.node(work(), 0)]
         except StopIteration as stop:
-            text = dump(["stop"]) if may_stop else self._raised(stop)
+            message = ["stop"] if may_stop else self._raised(stop)
         except BaseException as error:  # the program's own, whatever it is: the tests hear of it
-            text = self._raised(error)
+            message, encoder = self._raised(error), Encoder(self._handle, given, self._number)
+        try:
+            text = dump([*message, changes_of(encoder, given, before)])
+        except BaseException as error:  # too large, or too deep
+            text = dump([*self._raised(error), []])
         wire.send(self.channel, text)
 
-    def _raised(self, error: BaseException) -> str:
+    def _raised(self, error: BaseException) -> list[Any]:
         number = getattr(error, TESTS_ERROR, None)
-        return dump(["again", number] if type(number) is int else ["raise", *self._described(error, MAX_CAUSES)])
+        return ["again", number] if type(number) is int else ["raise", self._described(error, MAX_CAUSES)]
 
     def _described(self, error: BaseException, causes: int) -> list[Any]:
         try:
@@ -217,7 +217,7 @@ class Session:
         if tag == "k":
             return self._callback(*content)
         if tag == "e":
-            return EXCEPTIONS[content[0]](*content[1])
+            return EXCEPTIONS[content[0]](*Decoder(self._special).value(content[1]))
         if tag == "B":
             return FUNCTIONS[content]
         if tag == "g":
@@ -229,17 +229,21 @@ class Session:
             encoder = Encoder(self._handle, (), self._number)
             message = ["call", number, encoder.items(args, 0), [list(kwargs), encoder.items(kwargs.values(), 0)]]
             wire.send(self.channel, dump(message))
-            return self._until_returned()
+            return self._until_returned(encoder)
 
         callback.__name__ = callback.__qualname__ = name
         callback.__doc__ = doc
         return callback
 
-    def _until_returned(self) -> Any:
+    def _until_returned(self, sent: Encoder) -> Any:
         while True:
             kind, *rest = parse(wire.receive(self.channel))
+            if kind in ("return", "raise"):
+                decoder = Decoder(self._special, sent.met)
+                value = decoder.value(rest[0]) if kind == "return" else None
+                decoder.apply(rest[-1])
             if kind == "return":
-                return Decoder(self._special).value(rest[0])
+                return value
             if kind == "raise":
                 error = EXCEPTIONS[rest[0]](rest[1])
                 setattr(error, TESTS_ERROR, rest[2])

@@ -27,8 +27,10 @@ from grpo_math.sandbox.codec import (
     CodecError,
     Decoder,
     Encoder,
+    changes_of,
     dump,
     parse,
+    snapshot,
 )
 
 MAX_MESSAGE = 500  # characters of an exception's text
@@ -101,17 +103,19 @@ class Session:
                 kind, *rest = self._receive()
                 if kind == "value":
                     return self._value(encoder, *rest)
+                if kind == "call":
+                    self._call_back(*rest)
+                    continue
+                Decoder(self._special, encoder.met).apply(rest[-1])
                 if kind == "stop" and operation in ("next", "anext"):
                     raise StopIteration
                 if kind == "raise":
-                    raised = self._error(rest)
+                    raised = self._error(rest[0])
                     break
-                if kind == "again":
-                    raised = self._tests_errors[rest[0]]
-                    break
-                if kind != "call":
+                if kind != "again":
                     raise CodecError("is no answer")
-                self._call_back(*rest)
+                raised = self._tests_errors[rest[0]]
+                break
         except CodecError as error:
             raise self._lost(f"its answer {error}") from error
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
@@ -142,8 +146,7 @@ class Session:
     def _value(self, encoder: Encoder, node: Any, changes: Any) -> Any:
         decoder = Decoder(self._special, encoder.met)
         value = decoder.value(node)
-        for number, content in changes:
-            decoder.change(encoder.met[number], content)
+        decoder.apply(changes)
         return value
 
     def _error(self, described: Any, depth: int = 0) -> BaseException:
@@ -177,19 +180,15 @@ class Session:
         operands = decoder.items(args, 0)
         named = dict(zip(kwargs[0], decoder.items(kwargs[1], 0), strict=True))
         function = self._callbacks[number]
+        given = list(decoder.met)
+        before = [snapshot(container) for container in given]
+        encoder = Encoder(self._no_plain_form, given, _number_of)
         try:
-            result = function(*operands, **named)
-        except Exception as error:  # the test's function may raise for the program to catch
+            answer = ["return", encoder.node(function(*operands, **named), 0)]
+        except Exception as error:  # the test's function may raise for the program to catch, and it chose the arguments
             self._tests_errors.append(error)
-            self._send(["raise", _built_in(error), str(error)[:MAX_MESSAGE], len(self._tests_errors) - 1])
-        else:
-            try:
-                self._send(["return", self._encoder().node(result, 0)])
-            except TestsError:  # the program called it so that this came out
-                self._send(
-                    ["raise", "TypeError", "the tests' function returned no plain value", len(self._tests_errors)]
-                )
-                self._tests_errors.append(TypeError("a function of the tests returned no plain value"))
+            answer = ["raise", _built_in(error), str(error)[:MAX_MESSAGE], len(self._tests_errors) - 1]
+        self._send([*answer, changes_of(encoder, given, before)])
 
     def _encoder(self) -> Encoder:
         return Encoder(self._no_plain_form, (), _number_of)
@@ -204,7 +203,7 @@ class Session:
         if isinstance(value, _Own) and "__handle__" in value.__dict__:
             return {"h": handle_of(value.__dict__["__handle__"]).number}
         if isinstance(value, BaseException):
-            return {"e": [_built_in(value), [str(value)]]}
+            return {"e": [_built_in(value), self._encoder().node(list(value.args), 0)]}
         name = str(getattr(value, "__name__", "function"))
         if FUNCTIONS.get(name) is value:
             return {"B": name}

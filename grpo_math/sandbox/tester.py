@@ -179,6 +179,8 @@ def check(tests: Mapping[str, Any], session: Session) -> Iterator[Any]:
     exec(codes[0], namespace)
     namespace[entry] = candidate
     exec(codes[1], namespace)
+    if "check" not in namespace:
+        raise TestsError("the tests define no check(candidate)")
     yield "check(candidate)", lambda: namespace["check"](candidate)
 
 

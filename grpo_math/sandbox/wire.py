@@ -27,13 +27,14 @@ def send(channel: socket.socket, text: str) -> None:
 
 
 def send_bytes(channel: socket.socket, data: bytes) -> None:
-    """As send."""
-    if len(data) > MAX_FRAME:
-        raise TooLarge(f"{len(data):,} bytes, over {MAX_FRAME:,}")
+    """As send. Of what is too large the length is sent all the same, so that the other side knows."""
+    too_large = len(data) > MAX_FRAME
     try:
-        channel.sendall(HEADER.pack(len(data)) + data)
+        channel.sendall(HEADER.pack(min(len(data), MAX_FRAME + 1)) + (b"" if too_large else data))
     except OSError as error:
         raise WireError(f"it stopped listening ({error.strerror})") from error
+    if too_large:
+        raise TooLarge(f"{len(data):,} bytes, over {MAX_FRAME:,}")
 
 
 def receive(channel: socket.socket) -> str:

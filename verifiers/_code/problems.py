@@ -10,6 +10,7 @@ from typing import Any
 from grpo_math.sandbox.limits import Limits
 from grpo_math.sandbox.names import reading
 from grpo_math.types import Problem, UserError
+from grpo_math.verifiers._code.extract import defines
 
 _LIMITS: dict[str, tuple[type, ...]] = {"timeout_s": (int, float), "memory_mb": (int,)}
 
@@ -77,6 +78,8 @@ def _function(tests: Mapping[str, Any]) -> str | None:
 def _stdio(tests: Mapping[str, Any]) -> str | None:
     if said := _cases(tests, "input") or _source(tests, "checker", needed=False):
         return said
+    if tests.get("checker") and not defines(tests["checker"], "check"):
+        return "tests.checker defines no check(input, output, expected)"
     if tests.get("checker") is None and (said := _cases(tests, "output")):
         return said
     bad = next(

@@ -29,7 +29,9 @@ REWARDS = {
 
 
 def verdict_of(mode: str, results: Sequence[str], reason: Reason, detail: str) -> Verdict:
-    """Of a program that was judged: its reward is a number, whatever it did."""
+    """Of a program that was judged: its reward is a number, whatever it did. Without one where the fault is ours."""
+    if reason == "error":
+        return Verdict(None, "error", detail, tests=tuple(results) or None)
     passed = sum(result == PASSED for result in results)
     assert (reason == "correct") == (passed == len(results) > 0), (reason, results)
     return Verdict(reward_of(mode, passed, len(results)), reason, detail, tests=tuple(results))
