@@ -12,7 +12,6 @@ import random
 import resource
 import signal
 import socket
-import sys
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -23,7 +22,6 @@ CHANNEL = 3  # the descriptor over which a program answers
 MAX_FILES = 256
 STACK_MB = 64
 MAX_THREADS = 128
-LINUX = sys.platform == "linux"
 
 
 @dataclass(frozen=True)
@@ -118,19 +116,16 @@ def limit(order: Order, layers: Layers) -> None:
     _limit(resource.RLIMIT_CPU, int(order.cpu_s) + 2)  # the zygote looks closer; this is for when it cannot
     _limit(resource.RLIMIT_FSIZE, order.output_mb << 20)
     _limit(resource.RLIMIT_NOFILE, MAX_FILES)
-    if LINUX:
-        _limit(resource.RLIMIT_STACK, STACK_MB << 20)  # of the main thread; recursion in C is deep in honest programs
-        _limit(resource.RLIMIT_AS, order.memory_mb << 20)
-        _limit(resource.RLIMIT_MEMLOCK, 0)
-        _limit(resource.RLIMIT_MSGQUEUE, 0)
+    _limit(resource.RLIMIT_STACK, STACK_MB << 20)  # of the main thread; recursion in C is deep in honest programs
+    _limit(resource.RLIMIT_AS, order.memory_mb << 20)
+    _limit(resource.RLIMIT_MEMLOCK, 0)
+    _limit(resource.RLIMIT_MSGQUEUE, 0)
     if layers.threads:
         _limit(resource.RLIMIT_NPROC, MAX_THREADS)
 
 
 def confine(layers: Layers, parent: int) -> None:
     """What the process may do, from here on and for good. parent: the zygote's id, as this process sees it."""
-    if not LINUX:
-        return
     if layers.uid is not None:
         os.setgroups([])
         os.setresgid(layers.uid, layers.uid, layers.uid)

@@ -137,7 +137,10 @@ class Sandbox:
             report = json.loads(said) if said else {"failed": "it ended while it started"}
             if "failed" in report:
                 raise SandboxError(str(report["failed"]))
-        except (SandboxError, OSError, ValueError):
+        except (OSError, ValueError) as error:
+            zygote.kill()
+            raise SandboxError(f"the sandbox said nothing sensible when it started: {error}") from error
+        except SandboxError:
             zygote.kill()
             raise
         self._zygote, self.report = zygote, report
@@ -168,6 +171,9 @@ class Sandbox:
                 if outcome is None:
                     tester.kill()
                     self._tester = None
+            if outcome is not None and outcome.gone:  # it has ended, or will at once: how, is worth knowing
+                assert self._zygote is not None
+                self._zygote.wait(GRACE_S)
             end = self._stop(deadline)
         return Run(end, outcome)
 

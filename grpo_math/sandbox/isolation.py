@@ -5,6 +5,7 @@ Found out by trying, in a confined process. Leaves out the walls themselves.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -30,8 +31,8 @@ _NAMESPACES = "leave to make user namespaces (docker: --security-opt seccomp=unc
 _ANOTHER = "an ordinary user, or leave to change user and a Python that all may read"
 
 LAYERS = (
-    Layer("memory", "memory", "rlimits", "taking more memory than sandbox.memory_mb", "Linux"),
-    Layer("files", "file", "rlimits", "writing more than sandbox.output_mb to one", "any Unix"),
+    Layer("memory", "memory", "rlimits", "taking more memory than sandbox.memory_mb", "Linux rlimits"),
+    Layer("files", "file", "rlimits", "writing more than sandbox.output_mb to one", "Linux rlimits"),
     Layer("threads", "threads", "rlimits", "starting hundreds of them", _ANOTHER),
     Layer("rights", "rights", "user, seccomp", "raising its own limits", _ANOTHER),
     Layer("processes", "fork", "seccomp", "starting some, which could outlive it", _SECCOMP),
@@ -73,6 +74,8 @@ class Report:
 
 def open_sandbox(require: str, at_most: str = LEVELS[-1]) -> tuple[Sandbox, Report]:
     """A started sandbox of the best level that works, within these two. Raises SandboxError."""
+    if sys.platform != "linux":
+        raise SandboxError(f"programs are run on Linux only, and this is {sys.platform}; use a virtual machine")
     why: dict[str, str] = {}
     for level in reversed(LEVELS[LEVELS.index(require) : LEVELS.index(at_most) + 1]):
         sandbox = Sandbox(level)

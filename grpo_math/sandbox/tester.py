@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 from grpo_math.lifeline import die_with_parent
 from grpo_math.sandbox import wire
 from grpo_math.sandbox.equality import equal
+from grpo_math.sandbox.kernel import die_with_thread
 from grpo_math.sandbox.names import Reading, compiled, namespace_of, prepare, reading
 from grpo_math.sandbox.remote import Gone, Session, StandIn, TestsError, forward_dataclasses
 
@@ -253,7 +254,7 @@ def _serve(control: socket.socket) -> None:
         if child is None or tests != prepared:
             if child is not None:
                 child.close()
-            prepared, child = tests, Child(pickle.loads(tests))
+            prepared, child = tests, Child(pickle.loads(tests), control)
         outcome = child.judge(run, fds[0])
         os.close(fds[0])
         if outcome is None:
@@ -265,12 +266,14 @@ def _serve(control: socket.socket) -> None:
 class Child:
     """A forked process that has the tests of one problem prepared."""
 
-    def __init__(self, tests: Mapping[str, Any]) -> None:
+    def __init__(self, tests: Mapping[str, Any], owner: socket.socket) -> None:
         warm(tests)
         self.control, theirs = socket.socketpair()
         self.pid = os.fork()
         if self.pid == 0:
+            die_with_thread(signal.SIGKILL)
             self.control.close()
+            owner.close()  # or the owner would not hear of our parent's end
             _answer(tests, theirs)
         theirs.close()
 

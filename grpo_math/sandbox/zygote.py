@@ -79,9 +79,8 @@ class Zygote:
                     raise
                 namespaces.enter(False)  # root in a container, without the right to mount
             namespaces.build_root(paths)
-        if child.LINUX:
-            kernel.adopt_orphans()
-            kernel.hide_memory()
+        kernel.adopt_orphans()
+        kernel.hide_memory()
         uid = self._uid()
         self.layers = Layers(uid)
         self._open_scratch()
@@ -165,7 +164,7 @@ class Zygote:
         """Wait until the child has ended, and end it when its time is up or it is no longer wanted. Says why."""
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
-        watched = _end_of(pid)
+        watched = os.pidfd_open(pid)  # readable once it has ended
         poll.register(watched, select.POLLIN)
         killed = ""
         try:
@@ -240,11 +239,6 @@ class Zygote:
 
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _end_of(pid: int) -> int:
-    """A descriptor that is readable once the child has ended."""
-    return os.pidfd_open(pid)
 
 
 def _cpu_seconds(pid: int) -> float:
