@@ -183,7 +183,6 @@ class Sandbox:
         try:
             with self._running(limits, True, files) as deadline:
                 end = self._ended(deadline)
-            assert end is not None
             output, errors = (os.pread(f, min(os.fstat(f).st_size, limits.output_mb << 20), 0) for f in files[2:])
         finally:
             for file in files:
@@ -191,6 +190,7 @@ class Sandbox:
         return Run(end, None, output, errors)
 
     def close(self) -> None:
+        """End both processes. A later call starts them anew."""
         for helper in (self._zygote, self._tester):
             if helper is not None:
                 helper.end()
@@ -221,12 +221,8 @@ class Sandbox:
 
     def _ended(self, deadline: float) -> End:
         assert self._zygote is not None
-        try:
-            said = (
-                wire.receive_packet(self._zygote.control)[0] if self._zygote.wait(deadline - time.monotonic()) else b""
-            )
-        except OSError:
-            said = b""
+        answered = self._zygote.wait(deadline - time.monotonic())
+        said = wire.receive_packet(self._zygote.control)[0] if answered else b""
         if not said:
             self._give_up()
             raise SandboxError("the zygote of the sandbox is gone, or does not answer")
@@ -287,13 +283,9 @@ def _new_folder() -> str:
 def _file(content: bytes) -> int:
     """A file in memory that has no name."""
     try:
-        if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("grpo-math")
-        else:
-            number, path = tempfile.mkstemp()
-            os.unlink(path)
-            fd = number
-        os.write(fd, content) if len(content) < 1 << 30 else None
+        fd = os.memfd_create("grpo-math")
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
         os.lseek(fd, 0, os.SEEK_SET)
     except OSError as error:
         raise SandboxError(f"no file for a program's input can be made: {error}") from error
