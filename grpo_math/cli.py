@@ -219,11 +219,12 @@ def verify(
 ) -> None:
     """Run verifiers on their examples, on a task's gold answers, or on answers of your own.
 
-    With --answer and --completion, show the verdict on that one completion and how it came about. With --pairs, judge
-    each line of a file: for math it has id, answer, and completion (a whole text) or candidate (an answer taken out
-    already); with expected (true or false) and kind or category in the lines, a table tells how often the verdict is
-    right. Exit code 1 if an example does not get the reward that its file states, a gold answer is refused, or a line
-    of --pairs cannot be used.
+    With --answer and --completion, show the verdict on that one completion and how it came about. With --pairs,
+    judge each line of a file: for math it has id, answer, and completion (a whole text) or candidate (an answer
+    taken out already), for code id, tests, and program or completion (docs/code_verifier.md); with expected (true
+    or false) and kind or category in the lines, a table tells how often the verdict is right. Exit code 1 if an
+    example does not get the reward that its file states, a gold answer is refused, or a line of --pairs cannot be
+    used.
 
     \b
     Examples:

@@ -144,9 +144,9 @@ class Sandbox(Section):
 
     require: Isolation = "seccomp"
     at_most: Isolation = "namespaces"
-    timeout_s: Positive = 10.0
-    memory_mb: Annotated[int, Field(ge=64)] = 1024
-    output_mb: Count = 16
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 10.0
+    memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 1024
+    output_mb: Annotated[int, Field(ge=1, le=1 << 12)] = 16
 
     @model_validator(mode="after")
     def _ordered(self) -> Sandbox:

@@ -66,7 +66,7 @@ def verify_pairs(
     if len(broken) > SHOWN:
         print(f"skipped {len(broken) - SHOWN:,} more lines", file=sys.stderr)
     if not pairs:
-        raise UserError(f"{source} has no line that can be used; see grpo-math verify --help for what a line needs")
+        raise UserError(f"{source} has no line that can be used; what is missing is told above")
     with written(out) as stream:
         results = judge(pairs, reward, config.Scoring(workers=workers, timeout_s=timeout_s), stream)
     print(summary(pairs, results, broken, out))

@@ -129,7 +129,8 @@ class Scorer:
             f"({len(failed) / len(items):.0%}, scoring.max_error_share={allowed} allows {allowed:.0%}): "
             + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             + "".join(f"\n  {id}: {detail}" for detail, id in first.items())
-            + "\nMend the verifier (try it: grpo-math verify NAME), or raise scoring.timeout_s where it is only slow",
+            + "\nMend the verifier (try it: grpo-math verify NAME), or raise scoring.timeout_s (for programs "
+            "sandbox.timeout_s) where it is only slow",
             scored,
         )
 

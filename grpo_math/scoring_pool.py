@@ -253,7 +253,7 @@ class Pool:
             elif kind == "start":
                 worker.started, worker.since = True, message[1]
             elif kind == "failed":
-                raise RuntimeError(f"a verifier worker cannot work: {message[1]}")
+                raise UserError(message[1])
             else:
                 number, worker.since, seconds, alone, *fields = message
                 worker.jobs.popleft()

@@ -157,7 +157,7 @@ def test_each_test_counts(mode: str, reward: float, limits: Limits) -> None:
 REASONS = [
     ("def f(): return 2", "wrong", "case 1: got 2, not 1"),
     ("def g(): return 1", "wrong", "before the tests: the program has no f"),
-    ("f = 1", "wrong", "TypeError"),
+    ("f = 1", "wrong", "cannot be called"),
     ("def f(): raise KeyError('x')", "crashed", "KeyError: 'x'"),
     ("def f(: return 1", "crashed", "it does not load: SyntaxError"),
     ("import no_such_module\ndef f(): return 1", "crashed", "it does not load: ModuleNotFoundError"),
@@ -359,9 +359,10 @@ def test_a_problem_may_have_limits_of_its_own(limits: Limits) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"timeout": 5}, "limits.timeout=5: known are timeout_s, memory_mb"), ({"timeout_s": 0}, "above 0"),
-        ({"timeout_s": "5"}, "above 0"), ({"timeout_s": float("inf")}, "above 0"), ({"memory_mb": 0.5}, "above 0"),
-        ({"timeout_s": True}, "above 0"), ({"require": "process"}, "known are"), ([5], "give a mapping"),
+        ({"timeout": 5}, "limits.timeout=5: known are timeout_s, memory_mb"), ({"timeout_s": 0}, "of 0.01 to 86,400"),
+        ({"timeout_s": "5"}, "of 0.01 to 86,400"), ({"timeout_s": float("inf")}, "of 0.01 to 86,400"),
+        ({"memory_mb": 0.5}, "a whole number of 32"), ({"timeout_s": float("nan")}, "of 0.01 to 86,400"),
+        ({"timeout_s": True}, "of 0.01 to 86,400"), ({"require": "process"}, "known are"), ([5], "give a mapping"),
     ],
 )  # fmt: skip
 def test_limits_that_there_are_not(given: object, says: str) -> None:
@@ -377,7 +378,7 @@ def test_patience_by_hand() -> None:
     assert wall_limit(Limits()) == 21.0
     assert code.patience(problem(ADD)) == START_S + one
     assert code.patience(problem(stdio(("", ""), ("", ""), ("", "")))) == START_S + 3 * one
-    assert code.patience(problem(stdio(("", ""), ("", ""), checker=CHECKER))) == START_S + 4 * one
+    assert code.patience(problem(stdio(("", ""), ("", ""), checker=CHECKER))) == START_S + 6 * one
     assert code.patience(problem(ADD), sandbox=Limits(timeout_s=1)) == START_S + 3 + 3 * GRACE_S
     assert (
         code.patience(problem(ADD, limits={"timeout_s": 2}), sandbox=Limits(timeout_s=1)) == START_S + 5 + 3 * GRACE_S
@@ -535,14 +536,19 @@ def test_a_line_of_a_file(limits: Limits) -> None:
     ("row", "says"),
     [
         ({"tests": ADD}, "either program or completion"), ({"tests": ADD, "program": "", "completion": ""}, "either"),
-        ({"tests": ADD, "program": 5}, "program=5: give a string"), ({"program": ""}, "give a mapping"),
-        ({"tests": {"type": "x"}, "program": ""}, "tests.type='x'"),
-         ({"tests": ADD, "program": "", "limits": {"cpu": 1}}, "limits.cpu=1"),
+        ({"tests": ADD, "program": 5}, "program=5: give a string"),
     ],
 )  # fmt: skip
 def test_a_line_that_cannot_be_judged(row: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         code.from_row(row)
+
+
+@pytest.mark.parametrize(("tests", "says"), [(None, "give a mapping"), ({"type": "x"}, "tests.type='x'")])
+def test_a_line_with_tests_of_no_use_has_a_verdict_all_the_same(tests: object, says: str) -> None:
+    verdict = code.verify(*code.from_row({"tests": tests, "program": "x = 1"}))
+    assert (verdict.reward, verdict.reason) == (None, "error")
+    assert says in verdict.detail
 
 
 def test_explain_shows_the_program_and_each_test(limits: Limits) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from grpo_math.sandbox import program, remote, tester, wire
+from grpo_math.sandbox import program, remote, stand_in, tester, wire
 from grpo_math.sandbox.equality import equal
 from grpo_math.sandbox.names import reading
 from grpo_math.sandbox.tester import NOT_RUN, PASSED, Job, Outcome, run_job
@@ -30,7 +30,7 @@ def _undone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "solution", sys)
     for name in program.DATACLASS_FUNCTIONS:
         monkeypatch.setattr(dataclasses, name, getattr(dataclasses, name))
-    remote.forward_dataclasses()
+    stand_in.forward_dataclasses()
 
 
 def run(tests: dict[str, Any], *sources: str, all_or_nothing: bool = False) -> Outcome:
@@ -620,3 +620,26 @@ def _threads() -> Iterator[None]:
     before = threading.active_count()
     yield
     assert threading.active_count() == before
+
+
+# ---- a mistake of ours
+
+
+@pytest.mark.parametrize("where", ["equal", "namespace_of"])
+def test_a_bug_of_ours_is_no_verdict_on_the_program(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {}
+    exec(compile("def broken(*_): raise KeyError('ours')", f"{tester.OURS}broken.py", "exec"), names)
+    monkeypatch.setattr(tester, where, names["broken"])
+    tests = {"type": "function", "entry_point": "f", "cases": [{"args": [], "expected": 1}]}
+    outcome = run(
+        tests if where == "equal" else {"type": "asserts", "asserts": ["assert f() == 1"]}, "def f(): return 1"
+    )
+    assert outcome.reason == "error"
+    assert "KeyError: 'ours'" in outcome.detail
+
+
+@pytest.mark.parametrize("value", ["Decimal('sNaN')", "[Decimal('sNaN')]"])
+def test_a_value_that_cannot_be_compared_is_wrong(value: str) -> None:
+    tests = {"type": "function", "entry_point": "f", "cases": [{"args": [], "expected": 1}]}
+    assert run(tests, f"from decimal import Decimal\ndef f(): return {value}").reason == "wrong"
+    assert asserts(f"from decimal import Decimal\ndef f(): return {value}", "assert f() == 1").reason == "wrong"

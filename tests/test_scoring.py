@@ -285,7 +285,7 @@ def test_a_verifier_that_cannot_be_loaded_by_a_worker_is_said_so(make):
     name = make('return Verdict(1.0, "correct")')
     with Scorer([Reward(verifier=name)], Scoring(workers=1)) as scorer:
         Path(name).write_text("import nothing_of_this_name")
-        with pytest.raises(RuntimeError, match="nothing_of_this_name"):
+        with pytest.raises(UserError, match="nothing_of_this_name"):
             scorer.score(items("a"))
 
 

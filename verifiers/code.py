@@ -55,6 +55,7 @@ def verify(problem: Problem, completion: str, *, reward: str = "all", sandbox: L
     digest = hashlib.sha256(program.encode("utf-8", "surrogatepass")).hexdigest()
     key = hashlib.sha256(pickle.dumps((program, dict(tests), prompt, limits, reward))).digest()
     if (known := _cache.get(key)) is not None:
+        _cache.move_to_end(key)
         return known
     try:
         found = judge(program, prompt, tests, limits, reward == "all")
@@ -97,7 +98,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 def patience(problem: Problem, *, sandbox: Limits | None = None, **_: Any) -> float:
     """Seconds within which a verdict is there, or something is broken."""
     tests = problem.metadata.get("tests") or {}
-    runs = len(tests.get("cases") or ()) * (2 if tests.get("checker") else 1) if tests.get("type") == "stdio" else 1
+    runs = len(tests.get("cases") or ()) * (3 if tests.get("checker") else 1) if tests.get("type") == "stdio" else 1
     return START_S + max(1, runs) * (wall_limit(limits_of(problem, sandbox)) + 3 * GRACE_S)
 
 
@@ -118,7 +119,10 @@ def explain(
     problem: Problem, completion: str, *, reward: str = "all", sandbox: Limits | None = None
 ) -> list[tuple[str, str]]:
     """Where the program was found, and how each test went, for a person to see."""
-    tests = problem.metadata.get("tests") or {}
+    tests = problem.metadata.get("tests")
+    if (said := complaint(tests)) is not None:
+        return [("tests", f"{said}; problems of a task or of --pairs have them")]
+    assert isinstance(tests, Mapping)
     program, where = program_of(completion, _prompt(problem, tests), wanted_names(tests))
     rows = [("found", where)]
     if program is not None:
@@ -140,10 +144,9 @@ def from_row(row: Mapping[str, Any]) -> tuple[Problem, str]:
     if not isinstance(row[given[0]], str):
         raise UserError(f"{given[0]}={row[given[0]]!r}: give a string")
     metadata = {key: row[key] for key in ("tests", "limits", "prompt") if key in row}
-    problem = Problem(str(row.get("id")), "pairs", "", "", {**metadata, "bare_program": given[0] == "program"})
-    if (said := check(problem)) is not None:
-        raise UserError(said)
-    return problem, row[given[0]]
+    return Problem(str(row.get("id")), "pairs", "", "", {**metadata, "bare_program": given[0] == "program"}), row[
+        given[0]
+    ]
 
 
 _ADD = {

@@ -58,8 +58,8 @@ def become(order: Order, layers: Layers, scratch: str, fds: list[int], complain:
             os.setsid()
             limit(order, layers)
             confine(layers, parent)
-        except OSError as error:
-            os.write(complain, str(error).encode())
+        except BaseException as error:  # whatever it is, the program has not begun
+            os.write(complain, f"{type(error).__name__}: {error}".encode())
             os._exit(1)
         os.close(complain)
         atexit._clear()

@@ -27,9 +27,10 @@ from typing import Any
 from grpo_math.sandbox import wire
 from grpo_math.sandbox.child import Order
 from grpo_math.sandbox.limits import Limits
+from grpo_math.sandbox.scratch import remove
 from grpo_math.sandbox.tester import Job, Outcome
 from grpo_math.sandbox.tester import order_of as order_of_job
-from grpo_math.sandbox.zygote import End, remove
+from grpo_math.sandbox.zygote import End
 
 START_S = 60.0
 GRACE_S = 2.0  # beyond its own deadline, until a zygote or tester that does not answer is killed
@@ -43,12 +44,14 @@ class SandboxError(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """One program that has ended. outcome: what the tests found, None for a script; output: what a script wrote."""
+    """One program that has ended. outcome: what the tests found, None for a script, and where they were not done in
+    time (tests_late); output: what a script wrote."""
 
     end: End
     outcome: Outcome | None = None
     output: bytes = b""
     errors: bytes = b""
+    tests_late: bool = False
 
 
 class Helper:
@@ -175,12 +178,14 @@ class Sandbox:
                 assert self._zygote is not None
                 self._zygote.wait(GRACE_S)
             end = self._stop(deadline)
-        return Run(end, outcome)
+        return Run(end, outcome, tests_late=outcome is None)
 
     def script(self, source: str, stdin: bytes, limits: Limits) -> Run:
         """Run the source as a main program on this standard input."""
-        files = [_file(data) for data in (source.encode("utf-8", "surrogatepass"), stdin, b"", b"")]
+        files: list[int] = []
         try:
+            for content in (source.encode("utf-8", "surrogatepass"), stdin, b"", b""):
+                files.append(_file(content))
             with self._running(limits, True, files) as deadline:
                 end = self._ended(deadline)
             output, errors = (os.pread(f, min(os.fstat(f).st_size, limits.output_mb << 20), 0) for f in files[2:])

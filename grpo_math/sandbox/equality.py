@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from grpo_math.sandbox.remote import StandIn
+from grpo_math.sandbox.stand_in import StandIn
 
 
 def equal(value: Any, expected: Any, tolerance: float | None) -> bool:

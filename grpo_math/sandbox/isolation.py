@@ -89,11 +89,12 @@ def open_sandbox(require: str, at_most: str = LEVELS[-1]) -> tuple[Sandbox, Repo
                 return sandbox, Report(level, stands, why)
             why[level] = f"not stopped: {', '.join(missing)}"
         sandbox.close()
+    weaker = None if require == LEVELS[0] else report(LEVELS[0], LEVELS[LEVELS.index(require) - 1]).level
     raise SandboxError(
         f"programs cannot be isolated at sandbox.require={require} here ("
         + "; ".join(f"{level}: {reason}" for level, reason in why.items())
         + "); see `grpo-math doctor` for what is missing"
-        + ("" if require == "process" else ", or set sandbox.require=process to run programs with few walls")
+        + (f", or set sandbox.require={weaker}, which works here, and see what it does not stop" if weaker else "")
     )
 
 

@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from grpo_math.sandbox import wire
 from grpo_math.sandbox.equality import equal
 from grpo_math.sandbox.kernel import die_with_thread
 from grpo_math.sandbox.names import Reading, compiled, namespace_of, prepare, reading
-from grpo_math.sandbox.remote import Gone, Session, StandIn, TestsError, forward_dataclasses
+from grpo_math.sandbox.remote import Gone, Session, TestsError
+from grpo_math.sandbox.stand_in import Refused, StandIn, forward_dataclasses
 
 PASSED, NOT_RUN = "passed", "not run"
 MEMORY_BYTES = 2 << 30
@@ -45,13 +47,15 @@ class Job(NamedTuple):
 @dataclass
 class Outcome:
     """results: per test PASSED, NOT_RUN or what was wrong. reason: types.Reason of the first that failed. own_word: the
-    program's own comparisons decided something. gone: the program ended, or made no sense, before the tests did."""
+    program's own comparisons decided something. gone: the program ended, or made no sense, before the tests did.
+    busy_s: CPU seconds of the tests themselves."""
 
     results: list[str]
     reason: str = "correct"
     detail: str = ""
     own_word: bool = False
     gone: bool = False
+    busy_s: float = 0.0
 
 
 Step = tuple[str, Callable[[], None]]  # what it is, for people; raises where the program fails it
@@ -123,20 +127,26 @@ def _why(error: BaseException, session: Session, where: str = "") -> tuple[str, 
     said = f"{where}{type(error).__name__}: {_text(error)}".rstrip(": ")
     if any(error is raised for raised in session.raised):
         return _BLAME.get(type(error), "crashed"), said
-    if isinstance(error, ImportError) and _in_tests(error):
+    if isinstance(error, MemoryError | RecursionError | Refused):
+        return ("memory" if isinstance(error, MemoryError) else "wrong"), said
+    raiser = _raiser(error)
+    if raiser.startswith(OURS) or (isinstance(error, ImportError) and raiser == "tests.py"):
         return "error", said
-    return ("memory" if isinstance(error, MemoryError) else "wrong"), "" if type(error) is AssertionError else said
+    return "wrong", "" if type(error) is AssertionError else said
 
 
 _BLAME: dict[type[BaseException], str] = {MemoryError: "memory", PermissionError: "forbidden"}
 
 
-def _in_tests(error: BaseException) -> bool:
-    """Whether the tests themselves raised it, and nothing that they called."""
+OURS = os.path.dirname(__file__) + os.sep
+
+
+def _raiser(error: BaseException) -> str:
+    """The file in which it was raised."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_code.co_filename in ("tests.py", namespace_of.__code__.co_filename)
+    return "" if trace is None else trace.tb_frame.f_code.co_filename
 
 
 def _text(error: BaseException) -> str:
@@ -194,13 +204,26 @@ def function(tests: Mapping[str, Any], session: Session) -> Iterator[Any]:
 
     def case(arguments: bytes, expected: Any) -> None:
         args, kwargs = pickle.loads(arguments)  # fresh ones: the program may change them
-        value = (getattr(found(), entry) if class_name else found)(*args, **kwargs)
-        if not equal(value, expected, tolerance):
+        value = _method(found, class_name, entry)(*args, **kwargs)
+        try:
+            same = equal(value, expected, tolerance)
+        except (ValueError, ArithmeticError):  # such as an array's truth, or a signalling NaN
+            same = False
+        if not same:
             got = "an object of its own" if isinstance(value, StandIn) else shown(value)
             raise Wrong(f"got {got}, not {shown(expected)}")
 
     for number, (arguments, expected) in enumerate(cases, 1):
         yield f"case {number}", lambda arguments=arguments, expected=expected: case(arguments, expected)
+
+
+def _method(found: Any, class_name: str | None, entry: str) -> Any:
+    """What to call: the function, or the method of a new object."""
+    owner = found() if class_name and isinstance(found, StandIn) else found
+    method = getattr(owner, entry) if class_name and isinstance(owner, StandIn) else owner
+    if not callable(method):
+        raise Wrong(f"{class_name or entry} of the program cannot be called")
+    return method
 
 
 def _attribute(found: Mapping[str, Any], name: str) -> Any:
@@ -297,7 +320,9 @@ def _answer(tests: Mapping[str, Any], control: socket.socket) -> NoReturn:
         while fds := wire.receive_packet(control)[1]:
             sources, all_or_nothing = pickle.loads(wire.receive_bytes(control))
             with socket.socket(fileno=fds[0]) as channel:
+                began = time.process_time()
                 outcome = run_job(Job(tests, sources, all_or_nothing), channel)
+                outcome.busy_s = time.process_time() - began
             wire.send(control, json.dumps(vars(outcome)))
     finally:
         os._exit(1)

@@ -11,21 +11,18 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import itertools
 import json
 import os
 import select
 import signal
 import socket
-import stat
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_math.sandbox import child, kernel, landlock, namespaces, probe, seccomp, wire
+from grpo_math.sandbox import child, kernel, landlock, namespaces, probe, scratch, seccomp, wire
 from grpo_math.sandbox.child import Layers, Order
 
 # What programs import most, loaded once. Neither numpy nor asyncio, whose memory every child would have to copy; nor
@@ -38,11 +35,10 @@ COMMON = (
     "warnings",
 )
 # fmt: on
-SCRATCH_MB, SCRATCH_FILES = 64, 4096
 UNUSED_UID = 1_000_000_000  # added to a process id: nobody's, so that a limit of processes counts ours alone
 NOBODY = 65534
 ORPHANS_S = 10.0  # to end what a program has forked where it may fork: a bomb of our own user may be faster than we
-GRACE_S = 0.05  # between looks at a folder that no file system limits
+LOOK_S = 0.05  # between looks at a folder that no file system limits
 
 
 @dataclass
@@ -53,7 +49,6 @@ class End:
     status: int
     cpu_s: float
     wall_s: float
-    peak_mb: float
     killed: str = ""
     unconfined: str = ""
 
@@ -157,8 +152,7 @@ class Zygote:
             unconfined = stream.read().decode()
         self._end_orphans()
         self._clear_scratch()
-        cpu_s, peak_mb = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
-        return End(status, cpu_s, wall_s, peak_mb, killed, unconfined)
+        return End(status, usage.ru_utime + usage.ru_stime, wall_s, killed, unconfined)
 
     def _watch(self, pid: int, order: Order, began: float) -> str:
         """Wait until the child has ended, and end it when its time is up or it is no longer wanted. Says why."""
@@ -195,11 +189,11 @@ class Zygote:
         if cpu_left_s <= 0:
             return 0.0
         wait_s = min(left_s, max(cpu_left_s / CORES, 0.002))
-        return wait_s if self.mounts and self.layers.threads else min(wait_s, GRACE_S)
+        return wait_s if self.mounts and self.layers.threads else min(wait_s, LOOK_S)
 
     def _beyond(self, pid: int) -> str:
         """What a program has too much of, where neither a file system nor the limit of processes says no."""
-        if not self.mounts and _too_much(self.scratch, pid):
+        if not self.mounts and scratch.too_much(self.scratch, pid):
             return "disk"
         return "threads" if not self.layers.threads and _threads(pid) > child.MAX_THREADS else ""
 
@@ -207,7 +201,7 @@ class Zygote:
         """Make the folder that programs may write in. What the last one was in is there, emptied, but at the level
         `process`, where a program may put anything in its place."""
         if self.mounts:
-            options = f"size={SCRATCH_MB}m,nr_inodes={SCRATCH_FILES},mode=0777"
+            options = f"size={scratch.MEGABYTES}m,nr_inodes={scratch.FILES},mode=0777"
             kernel.mount("scratch", self.scratch, "tmpfs", kernel.NOSUID | kernel.NODEV, options)
         else:
             os.mkdir(self.scratch, 0o700)
@@ -216,10 +210,10 @@ class Zygote:
 
     def _clear_scratch(self) -> None:
         if self.level == "process":
-            remove(self.scratch)
+            scratch.remove(self.scratch)
             self._open_scratch()
         elif next(os.scandir(self.scratch), None) is not None:
-            empty(self.scratch)
+            scratch.empty(self.scratch)
 
     def _end_orphans(self) -> None:
         """Whoever was forked where forking is possible is our child by now: end it, and its children after it."""
@@ -256,77 +250,6 @@ def _threads(pid: int) -> int:
     return 0
 
 
-def _too_much(folder: str, pid: int) -> bool:
-    """Whether a folder that no file system limits holds more than it should, files without a name included."""
-    files = size = 0
-    folders = [folder]
-    try:
-        while folders:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    files += 1
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    else:
-                        size += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if files > SCRATCH_FILES:
-                        return True
-    except FileNotFoundError:  # gone since it was listed
-        pass
-    except OSError:  # deeper than a path can tell, or closed to us: nothing that an honest program needs
-        return True
-    return size + sum(_unlinked(f"/proc/{pid}/fd")) > SCRATCH_MB << 20
-
-
-def _unlinked(descriptors: str) -> Iterator[int]:
-    """Bytes of each open file that has no name any more."""
-    with contextlib.suppress(OSError):  # a process that has just ended has none that we may see
-        for name in os.listdir(descriptors):
-            found = os.stat(f"{descriptors}/{name}")
-            if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
-                yield found.st_blocks * 512
-
-
-def remove(folder: str) -> None:
-    """A folder and all in it, or what stands in its place."""
-    with contextlib.suppress(OSError):
-        if os.path.islink(folder) or not os.path.isdir(folder):
-            os.unlink(folder)
-        else:
-            empty(folder)
-            os.rmdir(folder)
-
-
-def empty(folder: str) -> None:
-    """All that is in a folder, however deep and however closed, without following a link. What is found in an inner
-    folder is moved up before its own content is looked at, so that no path gets long."""
-    names = itertools.count()
-    waiting = [folder]
-    while waiting:
-        at = waiting.pop()
-        for path, is_folder in _entries(at):
-            with contextlib.suppress(OSError):
-                if not is_folder:
-                    os.unlink(path)
-                    continue
-                os.chmod(path, stat.S_IRWXU)
-                up = path if at == folder else os.path.join(folder, f".grpo-math-{next(names)}")
-                os.rename(path, up)
-                waiting.append(up)
-        if at != folder:
-            with contextlib.suppress(OSError):
-                os.rmdir(at)
-
-
-def _entries(folder: str) -> list[tuple[str, bool]]:
-    """(path, whether it is a folder and no link to one) of what is in a folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    except OSError:
-        return []
-
-
 def main() -> None:
     """argv: control socket, level, a folder of ours, where we come from. Says what holds, then serves."""
     control = socket.socket(fileno=int(sys.argv[1]))
@@ -350,4 +273,4 @@ def main() -> None:
         zygote.serve()
     finally:
         if not zygote.mounts:
-            remove(folder)
+            scratch.remove(folder)

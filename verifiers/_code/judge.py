@@ -53,7 +53,7 @@ def _calls(program: str, prompt: str, tests: Mapping[str, Any], limits: Limits, 
     results, reason, detail = judged(run, total(tests), limits)
     if run.outcome is not None and run.outcome.own_word and reason == "correct":
         detail = "low assurance: the tests compare the program's own objects, by the program's own word"
-    return Judged(results, reason, detail, unlucky(run.end))
+    return Judged(results, reason, detail, unlucky(run))
 
 
 def _scripts(program: str, tests: Mapping[str, Any], limits: Limits, all_or_nothing: bool) -> Judged:
@@ -76,14 +76,14 @@ def _case(program: str, case: Mapping[str, Any], tests: Mapping[str, Any], limit
     """What is wrong with how the program deals with one input, or None."""
     run = sandbox_of(limits).script(program, case["input"].encode("utf-8", "surrogatepass"), limits)
     if (halt := stopped(run.end, limits)) is not None:
-        return Judged((), *halt, unlucky(run.end))
+        return Judged((), *halt, unlucky(run))
     if max(len(run.output), len(run.errors)) >= limits.output_mb << 20:
         return Judged((), "output_limit", f"it wrote {limits.output_mb} MiB")
     if run.end.status != 0:
         last = run.errors.decode(errors="replace").strip().rpartition("\n")[2][:_ERRORS_SHOWN]
         reason, detail = died(run.end)
         named = next((r for name, r in _NAMED.items() if last.startswith(name)), reason)
-        return Judged((), named, f"{detail} ({last})" if last else detail, unlucky(run.end))
+        return Judged((), named, f"{detail} ({last})" if last else detail, unlucky(run))
     if tests.get("checker"):
         return _checked(tests["checker"], case, run.output, limits)
     said = mismatch(run.output, case["output"], tests.get("tolerance"), tests.get("case_sensitive", True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,7 +13,11 @@ from grpo_math.sandbox.names import reading
 from grpo_math.types import Problem, UserError
 from grpo_math.verifiers._code.extract import defines
 
-_LIMITS: dict[str, tuple[type, ...]] = {"timeout_s": (int, float), "memory_mb": (int,)}
+# what a problem may set, its type, and its bounds
+_LIMITS: dict[str, tuple[tuple[type, ...], float, float]] = {
+    "timeout_s": ((int, float), 0.01, 86_400),
+    "memory_mb": ((int,), 32, 1 << 20),
+}
 
 
 def complaint(tests: object) -> str | None:
@@ -20,8 +25,10 @@ def complaint(tests: object) -> str | None:
     if not isinstance(tests, Mapping):
         return f"tests={tests!r}: give a mapping with type and what belongs to it"
     kind = tests.get("type")
-    if kind not in _COMPLAINTS:
+    if not isinstance(kind, str) or kind not in _COMPLAINTS:
         return f"tests.type={kind!r}: give one of {', '.join(_COMPLAINTS)}"
+    if not isinstance(tests.get("case_sensitive", True), bool):
+        return f"tests.case_sensitive={tests['case_sensitive']!r}: give true or false"
     if tests.get("tolerance") is not None and not _is_number(tests["tolerance"]):
         return f"tests.tolerance={tests['tolerance']!r}: give a number of at least 0"
     return _COMPLAINTS[kind](tests)
@@ -49,7 +56,14 @@ def _asserts(tests: Mapping[str, Any]) -> str | None:
     if not isinstance(statements, list) or not statements or not all(isinstance(s, str) for s in statements):
         return "tests.asserts: give a list of at least one statement"
     first = next((c for s in statements if (c := _source({"asserts": s}, "asserts")) is not None), None)
+    if first is None and (idle := next((s for s in statements if not _decides(s)), None)) is not None:
+        return f"tests.asserts: {idle[:60]!r} asserts nothing and raises nothing; every program would pass it"
     return first or _source(tests, "setup", needed=False) or _source(tests, "epilogue", needed=False)
+
+
+def _decides(statement: str) -> bool:
+    """Whether it can fail: it asserts, raises or calls."""
+    return any(isinstance(node, ast.Assert | ast.Raise | ast.Call) for node in ast.walk(ast.parse(statement)))
 
 
 def _check(tests: Mapping[str, Any]) -> str | None:
@@ -72,7 +86,14 @@ def _cases(tests: Mapping[str, Any], *keys: str) -> str | None:
 
 
 def _function(tests: Mapping[str, Any]) -> str | None:
-    return _entry(tests) or _cases(tests, "expected")
+    if said := _entry(tests) or _cases(tests, "expected"):
+        return said
+    if not isinstance(tests.get("class_name"), str | None):
+        return f"tests.class_name={tests['class_name']!r}: name the class whose method is called"
+    for i, case in enumerate(tests["cases"]):
+        if not isinstance(case.get("args", []), list | tuple) or not isinstance(case.get("kwargs", {}), Mapping):
+            return f"tests.cases[{i}]: args is a list and kwargs a mapping"
+    return None
 
 
 def _stdio(tests: Mapping[str, Any]) -> str | None:
@@ -108,6 +129,11 @@ def wanted_names(tests: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(reading(tests.get("setup") or "", tuple(tests["asserts"]), None).subjects))
 
 
+def _within(value: Any, least: float, most: float) -> bool:
+    """No for nan."""
+    return bool(least <= value <= most)
+
+
 def limits_of(problem: Problem, sandbox: Limits | None) -> Limits:
     """The sandbox's limits with the problem's own before them. Raises UserError."""
     limits = sandbox or Limits()
@@ -117,6 +143,8 @@ def limits_of(problem: Problem, sandbox: Limits | None) -> Limits:
     for key, value in own.items():
         if key not in _LIMITS:
             raise UserError(f"limits.{key}={value!r}: known are {', '.join(_LIMITS)}")
-        if not isinstance(value, _LIMITS[key]) or not _is_number(value) or not value:
-            raise UserError(f"limits.{key}={value!r}: give a number above 0")
+        types, least, most = _LIMITS[key]
+        if not isinstance(value, types) or isinstance(value, bool) or not _within(value, least, most):
+            kind = "a whole number" if types == (int,) else "a number"
+            raise UserError(f"limits.{key}={value!r}: give {kind} of {least:,} to {most:,}")
     return replace(limits, **own) if own else limits

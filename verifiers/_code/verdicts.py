@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from grpo_math.sandbox.client import Run
 from grpo_math.sandbox.limits import Limits
-from grpo_math.sandbox.tester import PASSED
+from grpo_math.sandbox.tester import NOT_RUN, PASSED
 from grpo_math.sandbox.zygote import End
 from grpo_math.types import Reason, Verdict
 
@@ -54,11 +54,12 @@ _KILLED: dict[str, tuple[Reason, str]] = {
 }
 
 
-def unlucky(end: End) -> bool:
-    """Whether the machine may be to blame: a program was too late by the clock and may have been kept waiting (one that
-    sleeps uses no CPU time), or was killed by somebody else, as the kernel does where memory runs out."""
-    late = end.killed == "wall" and end.cpu_s > STARVED * end.wall_s
-    return late or (end.killed == "" and _signal(end) == signal.SIGKILL)
+def unlucky(run: Run) -> bool:
+    """Whether the machine may be to blame: program or tests were too late by the clock and may have been kept waiting
+    (who sleeps uses no CPU time), or it was killed by somebody else, as the kernel does where memory runs out."""
+    end, busy_s = run.end, 0.0 if run.outcome is None else run.outcome.busy_s
+    late = end.killed == "wall" and end.cpu_s + busy_s > STARVED * end.wall_s
+    return late or run.tests_late or (end.killed == "" and _signal(end) == signal.SIGKILL)
 
 
 def died(end: End) -> tuple[Reason, str]:
@@ -80,7 +81,7 @@ def _signal(end: End) -> int | None:
 def judged(run: Run, total: int, limits: Limits) -> tuple[list[str], Reason, str]:
     """(result of each test, reason, detail) of a program whose tests called it."""
     halt, outcome = stopped(run.end, limits), run.outcome
-    results = outcome.results if outcome is not None and outcome.results else ["not run"] * total
+    results = outcome.results if outcome is not None and outcome.results else [NOT_RUN] * total
     if outcome is not None and outcome.reason != "crashed" and (halt is None or outcome.reason == "correct"):
         return results, outcome.reason, outcome.detail  # type: ignore[return-value]
     if halt is not None:
