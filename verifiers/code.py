@@ -31,7 +31,7 @@ from grpo_math.verifiers._code.judge import close_all, judge, sandbox_of, total
 from grpo_math.verifiers._code.problems import complaint, limits_of, wanted_names
 from grpo_math.verifiers._code.verdicts import REWARDS, verdict_of
 
-CACHED = 1 << 14
+CACHED = 1 << 12
 _cache: OrderedDict[bytes, Verdict] = OrderedDict()
 
 
