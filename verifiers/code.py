@@ -10,6 +10,7 @@ data, or reads standard input and writes standard output; nothing else of what i
     stdio      `cases` of `input`, `output`; `tolerance`; `case_sensitive`; or `checker`, source that defines
                check(input, output, expected) -> bool
 
+Beside them `prompt`, the head of a function that a completion may go on with, and `limits` (timeout_s, memory_mb).
 Leaves out other languages than Python.
 """
 
@@ -20,6 +21,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from grpo_math.sandbox.client import GRACE_S, START_S, SandboxError, wall_limit
@@ -31,7 +33,7 @@ from grpo_math.verifiers._code.judge import close_all, judge, sandbox_of, total
 from grpo_math.verifiers._code.problems import complaint, limits_of, wanted_names
 from grpo_math.verifiers._code.verdicts import REWARDS, verdict_of
 
-CACHED = 1 << 12
+CACHED = 1 << 12  # verdicts that a worker remembers
 _cache: OrderedDict[bytes, Verdict] = OrderedDict()
 
 
@@ -44,7 +46,8 @@ def verify(problem: Problem, completion: str, *, reward: str = "all", sandbox: L
 
     Raises RunAlone where a program did not get to use its time, UserError for limits that there are not."""
     tests = problem.metadata.get("tests")
-    if (said := complaint(tests)) is not None:
+    pickled = pickle.dumps(tests)
+    if (said := _complaint(pickled)) is not None:
         return Verdict(None, "error", f"tests of {problem.id}: {said}")
     assert isinstance(tests, Mapping)
     limits = limits_of(problem, sandbox)
@@ -53,7 +56,7 @@ def verify(problem: Problem, completion: str, *, reward: str = "all", sandbox: L
     if program is None or not program.strip():
         return Verdict(0.0, "no_answer", where or "the program is empty", tests=(NOT_RUN,) * total(tests))
     digest = hashlib.sha256(program.encode("utf-8", "surrogatepass")).hexdigest()
-    key = hashlib.sha256(pickle.dumps((program, dict(tests), prompt, limits, reward))).digest()
+    key = hashlib.sha256(pickle.dumps((program, pickled, prompt, limits, reward))).digest()
     if (known := _cache.get(key)) is not None:
         _cache.move_to_end(key)
         return known
@@ -69,6 +72,12 @@ def verify(problem: Problem, completion: str, *, reward: str = "all", sandbox: L
         if len(_cache) > CACHED:
             _cache.popitem(last=False)
     return verdict
+
+
+@lru_cache(256)
+def _complaint(pickled: bytes) -> str | None:
+    """`complaint`, once for all programs of a problem."""
+    return complaint(pickle.loads(pickled))
 
 
 def _is_program(problem: Problem) -> bool:
