@@ -37,8 +37,11 @@ def lines_of(kinds: set[str] | None, shared: Path, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("user", [False, True], ids=["root", "user"])
-@pytest.mark.parametrize("level", ["namespaces", "seccomp", "process"])
+@pytest.mark.parametrize(
+    ("level", "user"),
+    [("namespaces", False), ("namespaces", True), ("seccomp", False), ("seccomp", True), ("process", True)],
+    ids=lambda value: value if isinstance(value, str) else "user" if value else "root",
+)
 def test_every_program_is_judged_as_labelled(level: str, user: bool, shared: Path, tmp_path: Path) -> None:
     if not user and os.geteuid() != 0:
         pytest.skip("not root, so that root's case cannot be tried")

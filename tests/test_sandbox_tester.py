@@ -638,6 +638,12 @@ def test_a_bug_of_ours_is_no_verdict_on_the_program(where: str, monkeypatch: pyt
     assert "KeyError: 'ours'" in outcome.detail
 
 
+def test_a_value_that_cannot_be_shown_is_wrong() -> None:
+    tests = {"type": "function", "entry_point": "f", "cases": [{"args": [], "expected": 1}]}
+    assert run(tests, "def f(): return 1 << 100_000").reason == "wrong"
+    assert run({**tests, "cases": [{"args": [], "expected": 1 << 100_000}]}, "def f(): return 1").reason == "wrong"
+
+
 @pytest.mark.parametrize("value", ["Decimal('sNaN')", "[Decimal('sNaN')]"])
 def test_a_value_that_cannot_be_compared_is_wrong(value: str) -> None:
     tests = {"type": "function", "entry_point": "f", "cases": [{"args": [], "expected": 1}]}

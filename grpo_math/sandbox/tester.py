@@ -157,7 +157,10 @@ def _text(error: BaseException) -> str:
 
 
 def shown(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception:  # an int of too many digits, or an object of the program's that does not want to be shown
+        text = f"a value of type {type(value).__name__}"
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
