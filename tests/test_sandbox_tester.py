@@ -638,6 +638,17 @@ def test_a_bug_of_ours_is_no_verdict_on_the_program(where: str, monkeypatch: pyt
     assert "KeyError: 'ours'" in outcome.detail
 
 
+def test_a_program_without_what_the_tests_import_of_it_is_wrong() -> None:
+    assert asserts("def f(): return 1", "from solution import f\nassert f() == 1").reason == "correct"
+    assert asserts("def g(): return 1", "from solution import f\nassert f() == 1").reason == "wrong"
+    assert asserts("def f(): return 1", "from no_such_module import f").reason == "error"
+
+
+def test_what_the_tests_hand_on_too_deep_is_wrong() -> None:
+    deep = "def f():\n    x = []\n    for _ in range(99): x = [x]\n    return x\ndef g(x): return 1"
+    assert asserts(deep, "assert g([[f()]]) == 1").reason == "wrong"
+
+
 def test_a_value_that_cannot_be_shown_is_wrong() -> None:
     tests = {"type": "function", "entry_point": "f", "cases": [{"args": [], "expected": 1}]}
     assert run(tests, "def f(): return 1 << 100_000").reason == "wrong"

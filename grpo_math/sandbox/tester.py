@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from grpo_math.lifeline import die_with_parent
 from grpo_math.sandbox import wire
+from grpo_math.sandbox.codec import CodecError
 from grpo_math.sandbox.equality import equal
 from grpo_math.sandbox.kernel import die_with_thread
 from grpo_math.sandbox.names import Reading, compiled, namespace_of, prepare, reading
@@ -127,7 +128,10 @@ def _why(error: BaseException, session: Session, where: str = "") -> tuple[str, 
     said = f"{where}{type(error).__name__}: {_text(error)}".rstrip(": ")
     if any(error is raised for raised in session.raised):
         return _BLAME.get(type(error), "crashed"), said
-    if isinstance(error, MemoryError | RecursionError | Refused):
+    if (
+        isinstance(error, MemoryError | RecursionError | Refused | CodecError)
+        or getattr(error, "name", "") == "solution"
+    ):
         return ("memory" if isinstance(error, MemoryError) else "wrong"), said
     raiser = _raiser(error)
     if raiser.startswith(OURS) or (isinstance(error, ImportError) and raiser == "tests.py"):
