@@ -157,9 +157,9 @@ WORKS = {
     "queue": "q = queue.Queue(); threading.Thread(target=q.put, args=(7,)).start(); assert q.get(timeout=5) == 7",
     "asyncio": "async def main():\n  await asyncio.gather(asyncio.sleep(0.01), asyncio.to_thread(time.sleep, 0.01))\n"
     "  return 3\nassert asyncio.run(main()) == 3",
-    "socketpair": "a, b = socket.socketpair(); a.sendall(b'hi'); assert b.recv(2) == b'hi'; b.sendmsg([b'x']); "
+    "socketpair": "a, b = socket.socketpair(); a.sendall(b'hi'); assert b.recv(2) == b'hi'; b.send(b'x'); "
     "assert a.recvmsg(1)[0] == b'x'; "
-    "a.settimeout(1); a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096); a.close()",
+    "a.settimeout(1); a.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1); a.close()",
     "pipes": "r, w = os.pipe(); os.write(w, b'x'); assert select.select([r], [], [], 1)[0] == [r]; "
     "os.set_blocking(r, False)",
     "epoll": "e = select.epoll(); r, w = os.pipe(); e.register(r, select.EPOLLIN); os.write(w, b'x'); assert e.poll(1)",
@@ -202,7 +202,8 @@ REFUSED = {
     "a datagram socketpair": ("socket.socketpair(type=socket.SOCK_DGRAM)", "EPERM"),
     "a packet socketpair": ("socket.socketpair(type=socket.SOCK_SEQPACKET)", "EPERM"),
     "an abstract address": ("socket.socketpair()[0].sendto(b'x', b'\\0anyone')", "EISCONN"),
-    "an abstract address by sendmsg": ("socket.socketpair()[0].sendmsg([b'x'], [], 0, b'\\0anyone')", "EISCONN"),
+    "an abstract address by sendmsg": ("socket.socketpair()[0].sendmsg([b'x'], [], 0, b'\\0anyone')", "EPERM"),
+    "a socket in a message": ("a, b = socket.socketpair(); socket.send_fds(a, [b'x'], [b.fileno()])", "EPERM"),
     "out-of-band data": ("socket.socketpair()[0].send(b'x', socket.MSG_OOB)", "EPERM"),
     "a socket's filter": ("socket.socketpair()[0].setsockopt(socket.SOL_SOCKET, 26, b'x' * 16)", "EPERM"),
     "fork": ("os.fork() or os._exit(0)", "EPERM"),

@@ -19,7 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 from grpo_math.lifeline import die_with_parent
@@ -56,7 +56,7 @@ class Outcome:
     detail: str = ""
     own_word: bool = False
     gone: bool = False
-    busy_s: float = 0.0
+    busy_s: float = field(default=0.0, compare=False)
 
 
 Step = tuple[str, Callable[[], None]]  # what it is, for people; raises where the program fails it

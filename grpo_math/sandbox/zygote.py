@@ -266,7 +266,7 @@ def main() -> None:
         return
     gc.collect()
     gc.freeze()  # or the children's collector would touch, and so copy, every page
-    sys.path.remove(origin)
+    sys.path[:] = [path for path in sys.path if path != origin]  # an installed checkout has it twice
     sys.argv[:] = sys.orig_argv[:] = [""]
     wire.send_packet(control, json.dumps(report).encode())
     try:
