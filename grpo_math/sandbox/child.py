@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from grpo_math.sandbox import kernel, landlock, program, seccomp, wire
 
-STDIN = "/dev/stdin"
+DEV_STDIN = "/dev/stdin"
 CHANNEL = 3  # the descriptor over which a program answers
 MAX_FILES = 256
 STACK_MB = 64
@@ -77,8 +77,8 @@ def _take(order: Order, fds: list[int], kept: int) -> str | None:
     """Put the descriptors in their places and close all others but `kept`. Returns the source of a script."""
     if order.stdio:
         source = os.fdopen(fds[0], "rb").read().decode("utf-8", "surrogatepass")
-        if STDIN in source and os.path.lexists(STDIN):
-            _copy(fds[1], os.readlink(STDIN))
+        if DEV_STDIN in source and os.path.lexists(DEV_STDIN):
+            _copy(fds[1], os.readlink(DEV_STDIN))
         for place, fd in enumerate(fds[1:]):
             os.dup2(fd, place)
         _close_from(3, kept)

@@ -28,8 +28,7 @@ from grpo_math.sandbox import wire
 from grpo_math.sandbox.child import Order
 from grpo_math.sandbox.limits import Limits
 from grpo_math.sandbox.scratch import remove
-from grpo_math.sandbox.tester import Job, Outcome
-from grpo_math.sandbox.tester import order_of as order_of_job
+from grpo_math.sandbox.tester import Job, Outcome, packed
 from grpo_math.sandbox.zygote import End
 
 START_S = 60.0
@@ -165,7 +164,7 @@ class Sandbox:
             outcome = None
             try:
                 wire.send_packet(tester.control, b"j", (mine.fileno(),))
-                wire.send_bytes(tester.control, order_of_job(job))
+                wire.send_bytes(tester.control, packed(job))
                 mine.close()
                 outcome = self._outcome(tester, deadline)
             except OSError as error:  # no test runs in the process that we speak with: this is the machine's doing

@@ -23,6 +23,8 @@ from itertools import chain
 from typing import Any
 
 DATACLASS_FUNCTIONS = ("asdict", "astuple", "fields", "is_dataclass", "replace")  # they look into objects
+MAX_MESSAGE = 500  # characters of an exception's text
+MAX_CAUSES = 3  # exceptions along __cause__
 MAX_DEPTH = 100
 MAX_NODES = 5_000_000
 BIG = 1 << 4096  # beyond this an int goes as hexadecimal: decimal takes quadratic time

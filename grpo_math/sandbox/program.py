@@ -24,6 +24,8 @@ from grpo_math.sandbox.codec import (
     DATACLASS_FUNCTIONS,
     EXCEPTIONS,
     FUNCTIONS,
+    MAX_CAUSES,
+    MAX_MESSAGE,
     CodecError,
     Decoder,
     Encoder,
@@ -35,8 +37,6 @@ from grpo_math.sandbox.codec import (
 )
 
 FILE = "solution.py"
-MAX_MESSAGE = 500  # characters of an exception's text
-MAX_CAUSES = 3  # exceptions along __cause__
 TESTS_ERROR = "_grpo_math_tests_error"  # of exceptions that a function of the tests raised: which one it was
 MAX_ARGS = 4_000  # characters of an exception's encoded arguments
 

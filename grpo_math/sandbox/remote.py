@@ -15,6 +15,8 @@ from grpo_math.sandbox import wire
 from grpo_math.sandbox.codec import (
     EXCEPTIONS,
     FUNCTIONS,
+    MAX_CAUSES,
+    MAX_MESSAGE,
     CodecError,
     Decoder,
     Encoder,
@@ -25,8 +27,7 @@ from grpo_math.sandbox.codec import (
 )
 from grpo_math.sandbox.stand_in import HYBRIDS, Handle, Own, RemoteIterator, StandIn, awaited, handle_of, number_of
 
-MAX_MESSAGE = 500  # characters of an exception's text
-MAX_CAUSES, MAX_ANCESTORS = 3, 20
+MAX_ANCESTORS = 20  # of an exception's class, one above the other
 _STOPS = ("StopIteration", "StopAsyncIteration", "GeneratorExit")  # else all(map(f, xs)) would end early, and pass
 
 

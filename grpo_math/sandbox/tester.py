@@ -30,6 +30,7 @@ from grpo_math.sandbox.kernel import die_with_thread
 from grpo_math.sandbox.names import Reading, compiled, namespace_of, prepare, reading
 from grpo_math.sandbox.remote import Gone, Session, TestsError
 from grpo_math.sandbox.stand_in import Refused, StandIn, forward_dataclasses
+from grpo_math.types import Reason
 
 PASSED, NOT_RUN = "passed", "not run"
 MEMORY_BYTES = 2 << 30
@@ -127,7 +128,7 @@ def _why(error: BaseException, session: Session, where: str = "") -> tuple[str, 
         return "wrong", f"{where}{error}"
     said = f"{where}{type(error).__name__}: {_text(error)}".rstrip(": ")
     if any(error is raised for raised in session.raised):
-        return _BLAME.get(type(error), "crashed"), said
+        return BLAME.get(type(error), "crashed"), said
     if (
         isinstance(error, MemoryError | RecursionError | Refused | CodecError)
         or getattr(error, "name", "") == "solution"
@@ -139,7 +140,8 @@ def _why(error: BaseException, session: Session, where: str = "") -> tuple[str, 
     return "wrong", "" if type(error) is AssertionError else said
 
 
-_BLAME: dict[type[BaseException], str] = {MemoryError: "memory", PermissionError: "forbidden"}
+# reasons of their own, among what a program may raise
+BLAME: dict[type[BaseException], Reason] = {MemoryError: "memory", PermissionError: "forbidden"}
 
 
 OURS = os.path.dirname(__file__) + os.sep
@@ -335,6 +337,6 @@ def _answer(tests: Mapping[str, Any], control: socket.socket) -> NoReturn:
         os._exit(1)
 
 
-def order_of(job: Job) -> bytes:
+def packed(job: Job) -> bytes:
     """What `main` reads: the tests by themselves, so that the same ones are known again."""
     return pickle.dumps((pickle.dumps(dict(job.tests)), (list(job.sources), job.all_or_nothing)))

@@ -10,13 +10,12 @@ from grpo_math.sandbox.client import Sandbox, SandboxError
 from grpo_math.sandbox.isolation import open_sandbox
 from grpo_math.sandbox.limits import Limits
 from grpo_math.sandbox.stdio import mismatch
-from grpo_math.sandbox.tester import NOT_RUN, PASSED, Job
+from grpo_math.sandbox.tester import BLAME, NOT_RUN, PASSED, Job
 from grpo_math.types import Reason
 from grpo_math.verifiers._code.extract import parses
 from grpo_math.verifiers._code.verdicts import died, judged, stopped, unlucky
 
 _ERRORS_SHOWN = 200  # characters of the last line of standard error
-_NAMED: dict[str, Reason] = {"MemoryError": "memory", "PermissionError": "forbidden"}
 _here = threading.local()
 
 
@@ -82,7 +81,7 @@ def _case(program: str, case: Mapping[str, Any], tests: Mapping[str, Any], limit
     if run.end.status != 0:
         last = run.errors.decode(errors="replace").strip().rpartition("\n")[2][:_ERRORS_SHOWN]
         reason, detail = died(run.end)
-        named = next((r for name, r in _NAMED.items() if last.startswith(name)), reason)
+        named = next((r for kind, r in BLAME.items() if last.startswith(kind.__name__)), reason)
         return Judged((), named, f"{detail} ({last})" if last else detail, unlucky(run))
     if tests.get("checker"):
         return _checked(tests["checker"], case, run.output, limits)
