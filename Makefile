@@ -5,7 +5,7 @@ VENV ?= .venv
 SEED ?= 0
 BIN := $(VENV)/bin
 
-.PHONY: train test check format wheel clean help
+.PHONY: train test check format wheel vllm clean help
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -13,11 +13,11 @@ help:
 train: $(VENV)/core
 	$(BIN)/python -m grpo_math.quickstart --seed $(SEED)
 
-test: $(VENV)/dev
+test: $(VENV)/dev $(VENV)/vllm
 	$(BIN)/python -m pytest $(PYTEST)
 
 # make check   linter, formatter and type checker, changing nothing
-check: $(VENV)/dev
+check: $(VENV)/dev $(VENV)/vllm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -51,4 +51,11 @@ $(VENV)/core: pyproject.toml | $(BIN)/python
 
 $(VENV)/dev: $(VENV)/core
 	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+# make vllm    install vLLM beside the torch that is there, for the CPU or for GPUs
+vllm: $(VENV)/vllm
+
+$(VENV)/vllm: launch/install_vllm.sh | $(VENV)/core
+	bash launch/install_vllm.sh $(BIN)/python
 	@touch $@

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 
 from benchmarks.setting import Result, Setting, Update, children_memory, measured, memory, reset_peak, serve
+from grpo_math.backend.make import starting_policy
 from grpo_math.backend.torch import TorchBackend
 from grpo_math.batch import Batch
 from grpo_math.losses import REDUCTIONS, make_loss
 from grpo_math.problems import load_problems
+from grpo_math.ranks import Ranks
 from grpo_math.recipes.grpo import GRPO
 from grpo_math.recipes.parts import build_parts, gold_check
-from grpo_math.recipes.run import starting_policy, updates_of
+from grpo_math.recipes.run import updates_of
 
 
 def measure(setting: Setting) -> Result:
@@ -24,7 +26,7 @@ def measure(setting: Setting) -> Result:
         seed(setting.seed)
     cfg = setting.config()
     source = load_problems(cfg.task, gold_check(cfg))
-    parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg), source)
+    parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg), source, Ranks())
     result = Result()
     with parts.scorer, parts.watchdog:
         recipe = GRPO(cfg, parts)
@@ -40,6 +42,7 @@ def measure(setting: Setting) -> Result:
         for step in range(1, cfg.steps + 1):
             began, cpu = time.perf_counter(), time.process_time()
             metrics = recipe.step(step).metrics
+            recipe.sync(step)
             if step > setting.warmup:
                 result.seconds.append(time.perf_counter() - began)
                 result.cpu_seconds.append(time.process_time() - cpu)

@@ -15,13 +15,16 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from grpo_math.ranks import Ranks
 from grpo_math.types import UserError
 
+ALONE = Ranks()
 MANIFEST = "complete.json"
 _READ = 1 << 22
 
@@ -29,26 +32,55 @@ log = logging.getLogger(__name__)
 
 
 def save(
-    root: Path, step: int, write: Callable[[Path], None], keep: int, use: Callable[[Path], None] | None = None
+    root: Path,
+    step: int,
+    write: Callable[[Path], None],
+    keep: int,
+    use: Callable[[Path], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Have `write` fill a folder, make it root/step-N at once, and prune all but the newest `keep` up to it.
 
-    `use` is called with the new folder before older ones are pruned. A checkpoint of the same step is replaced. Where
-    `write` or the disk fails the earlier checkpoints stay as they were and nothing of the new one is left; a disk that
-    is full or read-only raises UserError, the rest passes through.
+    Every rank must call it, and each one's `write` is called with the same folder; the first does all the rest. `use`
+    is called with the new folder before older ones are pruned. A checkpoint of the same step is replaced. Where `write`
+    or the disk fails the earlier checkpoints stay as they were and nothing of the new one is left; a disk that is full
+    or read-only raises UserError, the rest passes through.
     """
     assert keep >= 1, keep
-    final, temporary, old = root / f"step-{step}", root / f".tmp-step-{step}", root / f".old-step-{step}"
-    try:
+    final, temporary = root / f"step-{step}", root / f".tmp-step-{step}"
+
+    def begin() -> None:
         root.mkdir(parents=True, exist_ok=True)
         _tidy(root)
         temporary.mkdir()
-        write(temporary)
+
+    def finish() -> None:
         _write_manifest(temporary, step)
         if final.exists():  # a folder cannot be renamed onto another; `latest` knows of .old-step-N
-            final.rename(old)
+            final.rename(root / f".old-step-{step}")
         temporary.rename(final)
         _fsync(root)
+
+    with _nothing_left_of(root, step) if ranks.first else nullcontext():
+        ranks.together(lambda: begin() if ranks.first else None)
+        ranks.together(lambda: write(temporary))
+        ranks.together(lambda: finish() if ranks.first else None)
+    if ranks.first:
+        if use is not None:
+            use(final)
+        _discard(root / f".old-step-{step}")
+        steps = sorted((n for n in _steps(root) if n <= step), reverse=True)
+        for n in steps[keep:]:
+            _discard(root / f"step-{n}")
+    return final
+
+
+@contextmanager
+def _nothing_left_of(root: Path, step: int) -> Iterator[None]:
+    """Where writing fails: remove the half of a checkpoint, put back the one it was to replace, and say what to do."""
+    final, temporary, old = root / f"step-{step}", root / f".tmp-step-{step}", root / f".old-step-{step}"
+    try:
+        yield
     except BaseException as error:
         full = _disk_is_full(root, error)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -61,13 +93,6 @@ def save(
                 "command again: it continues from the last one"
             ) from error
         raise
-    if use is not None:
-        use(final)
-    _discard(old)
-    steps = sorted((n for n in _steps(root) if n <= step), reverse=True)
-    for n in steps[keep:]:
-        _discard(root / f"step-{n}")
-    return final
 
 
 def latest(root: Path) -> tuple[int, Path] | None:

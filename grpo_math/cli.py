@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,22 +16,43 @@ import typer
 from typer.core import TyperGroup
 
 from grpo_math import __version__
+from grpo_math.cli_cluster import launch, serve
+from grpo_math.cli_options import (
+    AtMost,
+    Config,
+    Level,
+    Memory,
+    Overrides,
+    Require,
+    TaskFile,
+    TaskName,
+    TaskOptions,
+    Timeout,
+    VerifierOptions,
+    Workers,
+)
 from grpo_math.sandbox.limits import LEVELS, Limits
-from grpo_math.types import UserError
+from grpo_math.types import EngineError, UserError
 
 if TYPE_CHECKING:
     from grpo_math import config
 
 
 class _Group(TyperGroup):
-    """Exit code 2 for what the user can mend, 130 for Ctrl-C; anything else is our bug and shows its traceback."""
+    """Exit code 2 for what the user can mend, 75 where nothing is left that samples (trying again may do), 130 for
+    Ctrl-C; anything else is our bug and shows its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
-            typer.echo(f"error: {error}", err=True)
+            # what is wrong before the ranks have joined is wrong on all of them alike: the first says it
+            if os.environ.get("RANK", "0") == "0" or _joined():
+                typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error
+        except EngineError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(75) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from error
@@ -43,36 +65,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # its help would swallow the brackets of [key.sub=value ...]
     pretty_exceptions_enable=False,
 )
-
-Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as launch/gsm8k.yaml.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY.SUB=VALUE", help="What to change in it; later ones win.", show_default=False),
-]
-TaskName = Annotated[str, typer.Option("--task", metavar="NAME", help="A task's name (see `list tasks`) or ./FILE.py.")]
-TaskFile = Annotated[str | None, typer.Option("--path", metavar="FILE", help="The task's problems, from this file.")]
-TaskOptions = Annotated[
-    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the task; may be repeated.")
-]
-VerifierOptions = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the verifier; may be repeated.")
-]
-Workers = Annotated[int, typer.Option(min=1, help="Processes that run the verifier.")]
-Timeout = Annotated[
-    float | None,
-    typer.Option(
-        min=0.01,
-        metavar="S",
-        help="Seconds until a verifier is killed, and CPU seconds until a judged program is.",
-        show_default="2 for a verifier, 10 for a judged program",
-    ),
-]
-Memory = Annotated[int, typer.Option(min=64, metavar="MB", help="Megabytes that a judged program may take.")]
-Level = Literal["namespaces", "seccomp", "process"]
-Require = Annotated[Level, typer.Option(help="The least isolation that a judged program must have; strongest first.")]
-AtMost = Annotated[Level, typer.Option(help="The best isolation to try; the best that works here is used.")]
 
 LIMITS = Limits()
 
@@ -117,7 +109,8 @@ def train(
     if resume and fresh:
         raise UserError("--resume goes on with a run and --fresh discards it; give one of them")
     cfg = load_config(path, overrides or [])
-    preflight(cfg)
+    if os.environ.get("RANK", "0") == "0":
+        preflight(cfg)
     _show_log()
     from grpo_math.recipes.run import run
 
@@ -290,21 +283,31 @@ def list_(
 
 
 @app.command()
-def plan(path: Config, overrides: Overrides = None) -> None:
+def plan(
+    path: Config,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines that train.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="Ranks on each, one a GPU.")] = 1,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(min=1.0, metavar="GIB", help="Memory of each GPU.", show_default="this one's, or 80"),
+    ] = None,
+) -> None:
     """Show what a run would do and need, without starting it.
 
     Prints the resolved configuration, the batch arithmetic and an estimate of the peak memory, then makes the checks
     that `train` begins with. Exit code 2 if one of them fails.
 
     \b
-    Example:
+    Examples:
       grpo-math plan launch/gsm8k.yaml model.path=models/mine group_size=8
+      grpo-math plan launch/math_qwen2.5-7b.yaml --gpus 8 --gpu-memory 80
     """
     from grpo_math import plan as planning
     from grpo_math.config_file import load_config
 
     cfg = load_config(path, overrides or [])
-    typer.echo(planning.plan(cfg))
+    typer.echo(planning.plan(cfg, nodes * gpus, gpu_memory))
     planning.preflight(cfg)
     typer.echo("\nThe checks that need no model pass.")
 
@@ -353,6 +356,16 @@ def doctor() -> None:
     typer.echo(report)
     if not works:
         raise typer.Exit(1)
+
+
+app.command()(serve)
+app.command()(launch)
+
+
+def _joined() -> bool:
+    """Whether this process has found its fellow ranks; torch is not imported just to ask."""
+    torch = sys.modules.get("torch.distributed")
+    return torch is not None and torch.is_initialized()
 
 
 def _ks(text: str, n: int) -> list[int]:

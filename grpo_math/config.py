@@ -1,98 +1,35 @@
 """The configuration tree: YAML and dotted overrides in, one validated object out.
 
 Unknown keys, contradictions and impossible arithmetic are refused here, before torch or a model is loaded, with the
-key, the value and the remedy. Nothing in this file imports torch: `grpo-math plan` answers from it alone.
+key, the value and the remedy. Nothing in here imports torch: `grpo-math plan` answers from it alone. The sections of
+the algorithm are in config_algorithm.py, those of model, engine and backend in config_stack.py.
 """
 
 from __future__ import annotations
 
-from os.path import expanduser
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from grpo_math.config_algorithm import (
+    KL,
+    AdvantageName,
+    Correction,
+    CorrectionName,
+    DynamicSampling,
+    KLName,
+    Loss,
+    LossName,
+    Overlong,
+    RatioName,
+    ReductionName,
+    SurrogateName,
+)
+from grpo_math.config_base import Count, CountOrNone, Decay, NonNegative, PathText, Positive, Section, Share
+from grpo_math.config_stack import VLLM, Backend, DeepSpeed, LoRA, Model, NewModel, Rollout, Run, Server
 from grpo_math.sandbox.limits import LEVELS, Limits
 
-AdvantageName = Literal[
-    "group_norm", "group_center", "leave_one_out", "reinforce_pp", "reinforce_pp_baseline", "maxrl", "pass_at_k", "gpg"
-]
-LossName = Literal["grpo", "bnpo", "dapo", "dr_grpo", "gspo", "cispo", "sapo", "reinforce"]
-RatioName = Literal["token", "sequence"]
-SurrogateName = Literal["clip", "dual_clip", "cispo", "sapo", "reinforce"]
-ReductionName = Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"]
-CorrectionName = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "geometric_mask"]
-KLName = Literal["k1", "k2", "k3"]
-
 Isolation = Literal["namespaces", "seccomp", "process"]
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
-PathText = Annotated[str, AfterValidator(expanduser)]  # the shell leaves the ~ of model.path=~/x as it is
-
-
-class Section(BaseModel):
-    """A part of the tree. `shorthand` is the key a lone string stands for: `task: gsm8k` is `task: {name: gsm8k}`.
-
-    by_name: defaults of some names that differ from the section's own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    shorthand: ClassVar[str | None] = None
-    by_name: ClassVar[dict[str, dict[str, float]]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        value = {cls.shorthand: value} if cls.shorthand and isinstance(value, str) else value
-        name = value.get("name") if isinstance(value, dict) else None
-        return cls.by_name[name] | value if isinstance(name, str) and name in cls.by_name else value
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # pydantic would read `kl.coefficient: yes` as 1.0
-        if isinstance(value, bool) and info.field_name:
-            annotation = cls.model_fields[info.field_name].annotation
-            if {int, float} & {annotation, *get_args(annotation)}:
-                raise ValueError("is a truth value where a number belongs")
-        return value
-
-
-class NewModel(Section):
-    """A small Qwen2-type transformer with a character tokenizer, made from scratch (recipe sft only)."""
-
-    hidden_size: Count = 128
-    layers: Count = 4
-    heads: Count = 4
-    kv_heads: Count = 4
-    intermediate_size: Count = 384
-    context: Count = 256
-    rope_theta: Positive = 10_000.0
-    initializer_range: Positive = 0.02
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> NewModel:
-        if self.hidden_size % self.heads or self.heads % self.kv_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} must be a multiple of heads={self.heads}, and heads of "
-                f"kv_heads={self.kv_heads}; try heads=4 and kv_heads=4"
-            )
-        return self
-
-
-class Model(Section):
-    """Which policy. `path` is a Hugging Face folder or Hub id; `new` makes a small one instead (recipe sft)."""
-
-    shorthand = "path"
-
-    path: PathText | None = None
-    new: NewModel | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
 
 
 class Task(Section):
@@ -180,99 +117,6 @@ class SamplingConfig(Section):
         return self
 
 
-class Loss(Section):
-    """ratio x surrogate x reduction. `name` is a row of losses.LOSSES; the three parts override it one by one."""
-
-    name: LossName = "grpo"
-    ratio: RatioName | None = None
-    surrogate: SurrogateName | None = None
-    reduction: ReductionName | None = None
-    clip_low: NonNegative = 0.2
-    clip_high: NonNegative = 0.2
-    dual_clip: Annotated[float, Field(gt=1)] = 3.0
-    cispo_low: NonNegative = 0.0
-    cispo_high: Positive = 5.0
-    sapo_positive: Positive = 1.0
-    sapo_negative: Positive = 1.05
-    constant_length: Count | None = None
-    entropy_bonus: float = 0.0
-
-    shorthand = "name"
-    # dapo is clip-higher; gspo clips a geometric mean, which moves a thousand times less than a token's ratio
-    by_name = {"dapo": {"clip_high": 0.28}, "gspo": {"clip_low": 3e-4, "clip_high": 4e-4}}
-
-
-class KL(Section):
-    """Distance to a reference policy. coefficient 0 is off: the reference is then neither loaded nor read."""
-
-    coefficient: NonNegative = 0.0
-    estimator: KLName = "k3"
-    where: Literal["loss", "reward"] = "loss"
-    unbiased: bool = True
-    target: Positive | None = None
-    reference: Literal["fixed", "refresh", "ema"] = "fixed"
-    refresh_every: Count = 100
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
-
-    @model_validator(mode="after")
-    def _has_gradient(self) -> KL:
-        if self.coefficient and self.where == "loss" and self.estimator == "k1" and not self.unbiased:
-            raise ValueError(
-                "estimator=k1 as a plain loss has an expected gradient of 0; set unbiased=true (importance-weighted), "
-                "or where=reward"
-            )
-        if self.coefficient and self.where == "loss" and self.estimator == "k2" and self.unbiased:
-            raise ValueError(
-                "estimator=k2 as a plain loss has the exact gradient of the KL already, and weighting it would spoil "
-                "that; set unbiased=false"
-            )
-        if self.target and not self.coefficient:
-            raise ValueError(
-                f"target={self.target} adapts the coefficient, which is 0; set coefficient to a start value"
-            )
-        return self
-
-
-class Correction(Section):
-    """Weights for the gap between the sampler's and the trainer's log-probabilities (see correction.py).
-
-    low and high bound the ratio of a token or of a whole completion; for geometric_mask, that of a mean token, which
-    hardly moves, so that it has defaults of its own: 0.999 and 1.001."""
-
-    name: CorrectionName = "none"
-    low: NonNegative = 0.5
-    high: Positive = 2.0
-
-    shorthand = "name"
-
-    by_name = {"geometric_mask": {"low": 0.999, "high": 1.001}}
-
-    @model_validator(mode="after")
-    def _range(self) -> Correction:
-        if self.low >= self.high:
-            raise ValueError(f"low={self.low} is not below high={self.high}; try low=0.5 and high=2.0")
-        return self
-
-
-class DynamicSampling(Section):
-    """Sample on until the step is full of groups whose task rewards differ (DAPO), at most `max_rounds` rounds."""
-
-    enabled: bool = False
-    max_rounds: Count = 8
-
-
-class Overlong(Section):
-    """What becomes of completions cut at max_tokens.
-
-    mask: leave them out of the loss. penalty_buffer: DAPO's soft penalty, falling from 0 to -penalty over the last
-    share of max_tokens (0 is off).
-    """
-
-    mask: bool = False
-    penalty_buffer: Share = 0.0
-    penalty: Positive = 1.0
-
-
 class Optimizer(Section):
     """AdamW. warmup_steps and the schedule count optimizer updates."""
 
@@ -284,25 +128,6 @@ class Optimizer(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: CountOrNone = 0
     final_share: Share = 0.0
-
-
-class Rollout(Section):
-    """The engine that samples. max_rows bounds how many completions are decoded side by side."""
-
-    engine: Literal["hf"] = "hf"
-    max_rows: Count = 512
-    max_logprob_gap: Positive | None = None
-
-
-class Backend(Section):
-    """What trains. dtype bfloat16 is autocast over float32 weights. logprob_chunk: tokens whose logits are in memory at
-    a time, which takes 12 bytes for each and for every entry of the vocabulary."""
-
-    name: Literal["torch"] = "torch"
-    device: str = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
-    logprob_chunk: Count = 256
 
 
 class Evaluation(Section):
@@ -360,6 +185,18 @@ class Common(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Common:
+        engine, zero = self.rollout.engine, self.backend.deepspeed.zero
+        if self.model.new is not None and engine != "hf":
+            raise ValueError(f"model.new makes a model that {engine} has no folder of; set rollout.engine=hf")
+        if self.model.load_in_4bit and self.backend.name == "deepspeed" and zero == 3:
+            raise ValueError(
+                f"model.load_in_4bit=true with backend.deepspeed.zero={zero}: weights in 4 bits cannot be split over "
+                "the ranks; set backend.deepspeed.zero=2"
+            )
+        return self
+
     @field_validator("rewards", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
@@ -388,6 +225,22 @@ class GRPO(Common):
     correction: Correction = Correction()
     dynamic_sampling: DynamicSampling = DynamicSampling()
     overlong: Overlong = Overlong()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _stale_samples_are_corrected(self) -> GRPO:
+        staleness = self.run.staleness
+        if staleness and self.rollout.engine != "vllm_server":
+            raise ValueError(
+                f"run.staleness={staleness} samples while it trains, for which the engine {self.rollout.engine} has no "
+                "process of its own; set rollout.engine=vllm_server, or run.staleness=0"
+            )
+        if staleness and self.correction.name == "none":
+            raise ValueError(
+                f"run.staleness={staleness} trains on samples of older weights, which need correcting; set "
+                "correction=token_truncate, or run.staleness=0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> GRPO:
@@ -405,6 +258,11 @@ class GRPO(Common):
             raise ValueError(
                 f"prompts_per_step={prompts} is not divisible by updates_per_step={updates}; "
                 f"try prompts_per_step={-(-prompts // updates) * updates}"
+            )
+        if self.model.lora.rank and self.kl.coefficient and self.kl.reference != "fixed":
+            raise ValueError(
+                f"kl.reference={self.kl.reference} needs a reference with weights of its own, and with model.lora.rank="
+                f"{self.model.lora.rank} it is the model with its adapter off; set kl.reference=fixed"
             )
         if self.overlong.penalty_buffer and int(self.overlong.penalty_buffer * self.sampling.max_tokens) < 1:
             raise ValueError(

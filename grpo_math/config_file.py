@@ -257,7 +257,8 @@ def _value(annotation: Any, raw: str, text: str) -> Any:
         raise UserError(
             f"command line: {text}: {raw!r} is not a YAML value; is a bracket or a quote missing?"
         ) from None
-    return raw if is_text and not isinstance(value, str | None) else value
+    listed = isinstance(value, list) and is_list(annotation)
+    return raw if is_text and not listed and not isinstance(value, str | None) else value
 
 
 def _leaves(annotation: Any) -> set[Any]:

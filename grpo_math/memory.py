@@ -1,129 +1,39 @@
-"""An estimate of a run's peak memory, by part, from the model's config.json alone: no torch, no weights loaded.
+"""An estimate of a run's peak memory on each device, by part, from the model's sizes: no torch, no weights loaded.
 
-Left out: what Python and its libraries take (about half a GiB), fragmentation, and short-lived copies inside one
-operation. The formula of each part is shown beside it, so that a reader can disagree with it.
+Left out: what Python, CUDA and their libraries take, fragmentation, and short-lived copies inside one operation. The
+formula of each part is shown beside it, so that a reader can disagree with it. vLLM's share is in memory_vllm.py.
 """
 
-# P parameters, H hidden size, I intermediate size, L layers, V vocabulary, A heads x head size, K the same of the keys
+# P parameters, T those trained, N ranks, H hidden size, I intermediate size, L layers, V vocabulary,
+# A heads x head size, K the same of the keys
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from grpo_math import config
-from grpo_math.types import UserError
+from grpo_math.backend.deepspeed_config import BUCKET, deepspeed_config
+from grpo_math.model_size import ModelSize, Shape
 
 PROMPT_TOKENS = 512  # nothing is tokenised here, so prompts are taken to have this many tokens at most
-CHARACTERS = 258  # the vocabulary of small_model.character_tokenizer
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a decoder in the manner of Llama: gated MLP, two norms a layer, rotary positions."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    vocabulary: int
-    tied: bool
-    bias: int = 0  # bias parameters per layer
-    qk_norm: bool = False
-
-    @property
-    def queries(self) -> int:
-        return self.heads * self.head_size
-
-    @property
-    def keys(self) -> int:
-        return self.kv_heads * self.head_size
-
-    def parameters(self) -> int:
-        attention = 2 * self.hidden * (self.queries + self.keys) + 2 * self.head_size * self.qk_norm
-        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden + self.bias
-        return self.layers * layer + self.hidden + self.vocabulary * self.hidden * (1 if self.tied else 2)
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """What is known of a model before it is loaded; None where it is not."""
-
-    kind: str
-    parameters: int | None
-    context: int | None
-    shape: Shape | None
+# NF4 with its scales quantised once more: 4 bits, a byte for each 64 weights, a float32 for each 64 x 256
+FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+GATHERED = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
 
 
 @dataclass(frozen=True)
 class Part:
+    """on_cpu: it lies in the machine's memory, not the device's."""
+
     name: str
     bytes: int
     formula: str
+    on_cpu: bool = False
 
 
-def size_of_new(spec: config.NewModel) -> ModelSize:
-    """The Qwen2-type model that small_model.py makes: tied embeddings, biases on queries, keys and values."""
-    head_size = spec.hidden_size // spec.heads
-    shape = Shape(
-        spec.hidden_size, spec.intermediate_size, spec.layers, spec.heads, spec.kv_heads, head_size, CHARACTERS,
-        tied=True, bias=(spec.heads + 2 * spec.kv_heads) * head_size,
-    )  # fmt: skip
-    return ModelSize("qwen2", shape.parameters(), spec.context, shape)
-
-
-def size_of_folder(folder: Path) -> ModelSize:
-    """Of a Hugging Face folder. Parameters are counted in the safetensors headers where there are some."""
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from error
-    settings = settings.get("text_config", settings)  # of a model that also reads images
-    kind = str(settings.get("model_type", "unknown"))
-    try:
-        shape = _llama_shape(kind, settings) if kind in LLAMA_LIKE else None
-    except KeyError as error:
-        raise UserError(f"{folder / 'config.json'} has no {error.args[0]}, as a model of type {kind} must") from error
-    parameters = _stored_parameters(folder)
-    if parameters is None and shape is not None:
-        parameters = shape.parameters()
-    return ModelSize(kind, parameters, settings.get("max_position_embeddings"), shape)
-
-
-def _llama_shape(kind: str, settings: Mapping[str, Any]) -> Shape:
-    hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
-    kv_heads = settings.get("num_key_value_heads") or heads
-    head_size = settings.get("head_dim") or hidden // heads
-    queries, keys = heads * head_size, kv_heads * head_size
-    bias = 0
-    if kind == "qwen2" or settings.get("attention_bias"):
-        bias += queries + 2 * keys + (hidden if kind != "qwen2" else 0)
-    if settings.get("mlp_bias"):
-        bias += 2 * settings["intermediate_size"] + hidden
-    return Shape(
-        hidden, settings["intermediate_size"], settings["num_hidden_layers"], heads, kv_heads, head_size,
-        settings["vocab_size"], settings.get("tie_word_embeddings", kind == "gemma"), bias, qk_norm=kind == "qwen3",
-    )  # fmt: skip
-
-
-def _stored_parameters(folder: Path) -> int | None:
-    """A safetensors file begins with the length of its header in 8 bytes, then the header, which is JSON."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        try:
-            with file.open("rb") as stream:
-                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-            total += sum(math.prod(item["shape"]) for name, item in header.items() if name != "__metadata__")
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
-            return None  # whoever loads the weights will say what is wrong with them
-    return total or None
+def total(parts: list[Part], on_cpu: bool = False) -> int:
+    return sum(part.bytes for part in parts if part.on_cpu == on_cpu)
 
 
 def row_tokens(cfg: config.Common, size: ModelSize | None) -> int:
@@ -140,24 +50,76 @@ def rows_per_update(cfg: config.Common) -> int:
     return cfg.prompts_per_step * group_size(cfg) // (cfg.updates_per_step if isinstance(cfg, config.GRPO) else 1)
 
 
-def always(cfg: config.Common, parameters: int) -> list[Part]:
-    parts = [
-        Part("weights", 4 * parameters, "P x 4 bytes (float32)"),
-        Part("Adam states", 8 * parameters, "P x 2 x 4 bytes"),
-    ]
-    if isinstance(cfg, config.GRPO) and cfg.kl.coefficient:
-        parts.append(Part("reference", 4 * parameters, "P x 4 bytes (kl.coefficient is not 0)"))
+def width(cfg: config.Common) -> int:
+    """Bytes of a weight of the model: what torch's optimizer works on stays in float32, and autocast lowers it."""
+    half = cfg.backend.dtype == "bfloat16"
+    return 2 if half and (cfg.backend.name == "deepspeed" or cfg.model.lora.rank) else 4
+
+
+def trained_width(cfg: config.Common) -> int:
+    """Bytes of a weight that is trained, which may be an adapter's."""
+    return 2 if cfg.backend.dtype == "bfloat16" and cfg.backend.name == "deepspeed" else 4
+
+
+def adapter_parameters(lora: config.LoRA, shape: Shape | None) -> int | None:
+    """Of the adapters beside every layer that they are put to; None where the layers are not known."""
+    if not lora.rank:
+        return 0
+    if shape is None:
+        return None
+    chosen = [ends for name, ends in shape.linears().items() if lora.targets == "all-linear" or name in lora.targets]
+    return shape.layers * sum(lora.rank * (inputs + outputs) for inputs, outputs in chosen)
+
+
+def always(cfg: config.Common, parameters: int, shape: Shape | None, ranks: int = 1) -> list[Part]:
+    """What a rank holds from the first step to the last."""
+    return [*weights(cfg, parameters, shape, ranks), *_states(cfg, parameters, shape, ranks)]
+
+
+def weights(cfg: config.Common, parameters: int, shape: Shape | None, ranks: int = 1) -> list[Part]:
+    """Of the policy on one rank, with its adapter."""
+    stage = _stage(cfg)
+    of, by = (ranks, f" / {ranks} ranks (ZeRO-3)") if stage == 3 and ranks > 1 else (1, "")
+    w = width(cfg)
+    on_cpu = stage == 3 and cfg.backend.deepspeed.offload_parameters
+    name, kind = ("frozen weights" if cfg.model.lora.rank else "weights"), "bfloat16" if w == 2 else "float32"
+    if cfg.model.load_in_4bit and shape is not None:
+        linear = shape.linear_parameters()
+        held = int(linear * FOUR_BITS) + (parameters - linear) * w
+        parts = [Part(name, held, f"{linear:,} in 4 bits x {FOUR_BITS:.3f} bytes, the other of P x {w} bytes")]
+    else:
+        parts = [Part(name, parameters * w // of, f"P x {w} bytes ({kind}){by}", on_cpu)]
+    if cfg.model.lora.rank:
+        adapter, w = adapter_parameters(cfg.model.lora, shape) or 0, trained_width(cfg)
+        parts.append(Part("adapter", adapter * w // of, f"T x {w} bytes{by}", on_cpu))
     return parts
 
 
-def in_update(cfg: config.Common, parameters: int, shape: Shape | None, row: int) -> list[Part]:
-    parts = [Part("gradients", 4 * parameters, "P x 4 bytes")]
+def _states(cfg: config.Common, parameters: int, shape: Shape | None, ranks: int) -> list[Part]:
+    stage, w = _stage(cfg), trained_width(cfg)
+    trained, letter = _trained(cfg, parameters, shape)
+    of, by = (ranks, f" / {ranks} ranks (ZeRO-{stage})") if stage and ranks > 1 else (1, "")
+    on_cpu = bool(stage) and cfg.backend.deepspeed.offload_optimizer
+    # ZeRO-1 and 2 clone their part even of float32 weights; the others train those in place
+    if w == 4 and (not stage or (stage == 3 and not on_cpu)):
+        parts = [Part("Adam states", 8 * trained // of, f"{letter} x 2 x 4 bytes{by}")]
+    else:
+        parts = [Part("master copy, Adam", 12 * trained // of, f"{letter} x (4 + 2 x 4) bytes{by}", on_cpu)]
+    if isinstance(cfg, config.GRPO) and cfg.kl.coefficient and not cfg.model.lora.rank:
+        of, by = (ranks, f" / {ranks} ranks") if stage == 3 and ranks > 1 else (1, "")
+        parts.append(Part("reference", w * parameters // of, f"P x {w} bytes{by} (kl.coefficient is not 0)"))
+    return parts
+
+
+def in_update(cfg: config.Common, parameters: int, shape: Shape | None, row: int, ranks: int = 1) -> list[Part]:
+    """What a rank needs beside that during an update."""
+    parts = _gradients(cfg, parameters, shape, ranks)
     half = cfg.backend.dtype == "bfloat16"
-    if half:
+    if half and width(cfg) == 4:
         parts.append(Part("bfloat16 weights", 2 * parameters, "P x 2 bytes (autocast's copy)"))
     if shape is None:
         return parts
-    tokens = max(row, min(cfg.micro_batch_tokens, rows_per_update(cfg) * row))
+    tokens = max(row, min(cfg.micro_batch_tokens, -(-rows_per_update(cfg) // ranks) * row))
     # what autograd keeps of one layer, per token; measured on transformers' own layers, see tests/test_plan.py
     layer = 6 * shape.hidden + 3 * shape.queries + 2 * shape.keys + 4 * shape.intermediate
     formula = "6H + 3A + 2K + 4I"
@@ -169,31 +131,72 @@ def in_update(cfg: config.Common, parameters: int, shape: Shape | None, row: int
         values, formula = (shape.layers + 1) * shape.hidden + layer, f"(L + 1)H + ({formula}), checkpointed"
     else:
         values, formula = shape.layers * layer, f"L x ({formula})"
-    width = 2 if half else 4
-    parts.append(Part("activations", tokens * values * width, f"{tokens:,} tokens x {formula} x {width} bytes"))
+    bytes_each = 2 if half else 4
+    formula = f"{tokens:,} tokens x {formula} x {bytes_each} bytes"
+    parts.append(Part("activations", tokens * values * bytes_each, formula))
     chunk = min(cfg.backend.logprob_chunk, tokens)
-    head = 12 * chunk * shape.vocabulary + 4 * shape.vocabulary * shape.hidden
-    parts.append(
-        Part("log-probabilities", head, f"3 x chunk of {chunk:,} x V x 4 bytes, + V x H x 4 for the head's gradient")
-    )
+    head, formula = 12 * chunk * shape.vocabulary, f"3 x chunk of {chunk:,} x V x 4 bytes"
+    if not cfg.model.lora.rank:
+        head += 4 * shape.vocabulary * shape.hidden
+        formula += ", + V x H x 4 for the head's gradient"
+    parts.append(Part("log-probabilities", head, formula))
     return parts
 
 
-def in_sampling(cfg: config.Common, shape: Shape | None, row: int) -> list[Part]:
+def _gradients(cfg: config.Common, parameters: int, shape: Shape | None, ranks: int) -> list[Part]:
+    trained, letter = _trained(cfg, parameters, shape)
+    stage, w = _stage(cfg), trained_width(cfg)
+    if stage is None:
+        return [Part("gradients", 4 * trained, f"{letter} x 4 bytes")]
+    zero = deepspeed_config(cfg.backend, cfg.optimizer)["zero_optimization"]
+    of, by = (ranks, f" / {ranks} ranks (ZeRO-{stage})") if stage >= 2 and ranks > 1 else (1, "")
+    on_cpu = stage >= 2 and cfg.backend.deepspeed.offload_optimizer
+    # added up in float32; stage 0 alone adds up in the weights' own dtype, and turns the sum into float32
+    parts = [Part("gradients", 4 * trained // of, f"{letter} x 4 bytes{by}", on_cpu)]
+    if w == 2 and stage < 2:
+        parts.append(Part("bfloat16 gradients", 2 * trained, f"{letter} x 2 bytes, of a micro-batch"))
+    if stage and ranks > 1:
+        bucket = min(_elements(zero, "reduce_bucket_size", BUCKET), trained)
+        parts.append(Part("reduce buckets", 2 * bucket * w, f"2 x {bucket:,} x {w} bytes (zero reduce_bucket_size)"))
+    if stage == 3 and (ranks > 1 or cfg.backend.deepspeed.offload_parameters):
+        gathered, w = min(_elements(zero, "stage3_max_live_parameters", GATHERED), parameters), width(cfg)
+        formula = f"{gathered:,} x {w} bytes (stage3_max_live_parameters)"
+        parts.append(Part("gathered weights", gathered * w, formula))
+    return parts
+
+
+def in_sampling(cfg: config.Common, shape: Shape | None, row: int, ranks: int = 1) -> list[Part]:
+    """What the engine hf needs beside the weights while it samples; the others have memory of their own."""
     rows = 0
     if isinstance(cfg, config.GRPO):
         rows = cfg.prompts_per_step * cfg.group_size
     elif isinstance(cfg, config.SFT) and cfg.stop:
         rows = cfg.stop.problems
     if cfg.evaluation.every:
-        rows = max(rows, (cfg.evaluation.limit or cfg.rollout.max_rows) * cfg.evaluation.n)
-    rows = min(rows, cfg.rollout.max_rows)
-    if shape is None or rows == 0:
+        rows = max(rows, (cfg.evaluation.limit or cfg.rollout.max_rows * ranks) * cfg.evaluation.n)
+    rows = min(-(-rows // ranks), cfg.rollout.max_rows)
+    if shape is None or rows == 0 or cfg.rollout.engine != "hf":
         return []
     # under autocast the rotated keys come out in float32, the values in bfloat16
-    width = 6 if cfg.backend.dtype == "bfloat16" else 8
-    cache = rows * row * shape.layers * shape.keys * width
+    pair = 8 if cfg.backend.dtype == "float32" else 4 if width(cfg) == 2 else 6
+    cache = rows * row * shape.layers * shape.keys * pair
     return [
-        Part("key-value cache", cache, f"{rows:,} rows x {row:,} tokens x L x K x {width} bytes (keys and values)"),
+        Part("key-value cache", cache, f"{rows:,} rows x {row:,} tokens x L x K x {pair} bytes (keys and values)"),
         Part("next-token table", 16 * rows * shape.vocabulary, f"{rows:,} rows x V x 16 bytes"),
     ]
+
+
+def _stage(cfg: config.Common) -> int | None:
+    """ZeRO's stage; None for plain torch."""
+    return cfg.backend.deepspeed.zero if cfg.backend.name == "deepspeed" else None
+
+
+def _trained(cfg: config.Common, parameters: int, shape: Shape | None) -> tuple[int, str]:
+    if not cfg.model.lora.rank:
+        return parameters, "P"
+    return adapter_parameters(cfg.model.lora, shape) or 0, "T"
+
+
+def _elements(zero: dict[str, Any], key: str, default: int) -> int:
+    value = zero.get(key, default)
+    return int(value) if isinstance(value, int | float) else default

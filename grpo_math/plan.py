@@ -15,6 +15,9 @@ from pathlib import Path
 from grpo_math import config, memory
 from grpo_math.config_file import dump_config
 from grpo_math.find import find_task, nearest, verifier_of
+from grpo_math.known_models import known_model
+from grpo_math.memory_report import device_of, memory_report, table
+from grpo_math.model_size import ModelSize, size_of_folder, size_of_new
 from grpo_math.problems import load_arguments
 from grpo_math.sandbox import isolation
 from grpo_math.sandbox.client import SandboxError
@@ -132,13 +135,15 @@ def check_writable(path: str | Path, key: str = "run_dir") -> None:
         ) from error
 
 
-def model_size(model: config.Model) -> memory.ModelSize | None:
-    """None where the model is not on this machine."""
+def model_size(model: config.Model) -> ModelSize | None:
+    """None where the model is neither on this machine nor one of the well-known."""
     if model.new is not None:
-        return memory.size_of_new(model.new)
+        return size_of_new(model.new)
     assert model.path is not None
     folder = Path(model.path) if Path(model.path).is_dir() else _cached(model.path, model.revision or "main")
-    return memory.size_of_folder(folder) if folder is not None and (folder / "config.json").exists() else None
+    if folder is not None and (folder / "config.json").exists():
+        return size_of_folder(folder)
+    return known_model(model.path)
 
 
 def _cached(hub_id: str, revision: str) -> Path | None:
@@ -159,18 +164,22 @@ def _check_context(cfg: config.Common) -> None:
         )
 
 
-def plan(cfg: config.Common) -> str:
-    """The report of `grpo-math plan`: configuration, batch arithmetic, memory."""
+def plan(cfg: config.Common, ranks: int | None = None, gpu_memory: float | None = None) -> str:
+    """The report of `grpo-math plan`: configuration, batch arithmetic, memory.
+
+    ranks: processes that train, one a GPU; WORLD_SIZE, or one, where it is not given. gpu_memory: of each, in GiB."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1")) if ranks is None else ranks
     size = model_size(cfg.model)
     sections = (
         ("Configuration", dump_config(cfg).rstrip().splitlines()),
-        ("Batch", _table(_batch(cfg, size))),
-        ("Peak memory, estimated", _memory(cfg, size)),
-    )
+        ("Batch", table(_batch(cfg, size, ranks))),
+        ("Peak memory, estimated" if ranks == 1 else f"Peak memory of each of {ranks} ranks, estimated",
+         _memory(cfg, size, ranks, gpu_memory)),
+    )  # fmt: skip
     return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections)
 
 
-def _batch(cfg: config.Common, size: memory.ModelSize | None) -> list[tuple[str, ...]]:
+def _batch(cfg: config.Common, size: ModelSize | None, ranks: int) -> list[tuple[str, ...]]:
     row, group = memory.row_tokens(cfg, size), memory.group_size(cfg)
     completions, of_update = cfg.prompts_per_step * group, memory.rows_per_update(cfg)
     grpo = cfg if isinstance(cfg, config.GRPO) else None
@@ -187,11 +196,14 @@ def _batch(cfg: config.Common, size: memory.ModelSize | None) -> list[tuple[str,
             "updates",
             f"{updates:,} a step, of {of_update:,} completions each; {updates * cfg.steps:,} in {cfg.steps:,} steps",
         ),
-        (
-            "micro-batches",
-            f"at most {_micro_batches(cfg, of_update, row):,} an update, of {cfg.micro_batch_tokens:,} tokens",
-        ),
     ]
+    if ranks > 1:
+        of_update = -(-of_update // ranks)
+        lines.append(
+            ("a rank", f"takes {-(-completions // ranks):,} completions of a step, {of_update:,} of an update")
+        )
+    micro = f"at most {_micro_batches(cfg, of_update, row):,} an update, of {cfg.micro_batch_tokens:,} tokens"
+    lines.append(("micro-batches", micro))
     if grpo and grpo.dynamic_sampling.enabled:
         rounds = grpo.dynamic_sampling.max_rounds
         lines.append(
@@ -209,7 +221,7 @@ def _micro_batches(cfg: config.Common, rows: int, row: int) -> int:
     return -(-rows // max(1, cfg.micro_batch_tokens // row))
 
 
-def _memory(cfg: config.Common, size: memory.ModelSize | None) -> list[str]:
+def _memory(cfg: config.Common, size: ModelSize | None, ranks: int, gpu_memory: float | None) -> list[str]:
     if size is None:
         path = str(cfg.model.path)
         get = "make it" if _is_path(path) else f"download it (hf download {path})"
@@ -219,36 +231,6 @@ def _memory(cfg: config.Common, size: memory.ModelSize | None) -> list[str]:
         ]
     if size.parameters is None:
         return [f"not available: model type {size.kind} without safetensors files, whose headers tell the size"]
-    row = memory.row_tokens(cfg, size)
-    always = memory.always(cfg, size.parameters)
-    update = memory.in_update(cfg, size.parameters, size.shape, row)
-    sampling = memory.in_sampling(cfg, size.shape, row)
-    held, peak = _total(always), max(_total(update), _total(sampling))
-    lines = _table([(p.name, _bytes(p.bytes), p.formula) for p in always])
-    lines += ["while updating", *_table([(f"  {p.name}", _bytes(p.bytes), p.formula) for p in update])]
-    if sampling:
-        lines += ["while sampling", *_table([(f"  {p.name}", _bytes(p.bytes), p.formula) for p in sampling])]
-    lines.append(f"peak: about {_bytes(held + peak)}, and half a GiB for Python and its libraries")
-    letters = f"P = {size.parameters:,} parameters"
-    if size.shape:
-        s = size.shape
-        letters += f", H = {s.hidden:,} hidden, I = {s.intermediate:,} intermediate, L = {s.layers} layers, "
-        letters += f"V = {s.vocabulary:,} vocabulary, A = {s.queries:,} and K = {s.keys:,} wide queries and keys"
-    else:
-        lines.append(
-            f"not in it: activations and the key-value cache, whose formulas do not fit model type {size.kind}"
-        )
-    return [*lines, letters]
-
-
-def _total(parts: list[memory.Part]) -> int:
-    return sum(part.bytes for part in parts)
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """First column of 20 letters; the second of 12, flush right, where there are three."""
-    return [f"{r[0]:<20}{r[1]:>12}   {r[2]}" if len(r) == 3 else f"{r[0]:<20}{r[1]}" for r in rows]
+    if cfg.model.lora.rank and size.shape is None:
+        return [f"not available: the layers of model type {size.kind}, and so the adapters' sizes, are not known here"]
+    return memory_report(cfg, size, ranks, device_of(cfg, gpu_memory))

@@ -53,10 +53,15 @@ class Scorer:
     def score(
         self, items: Sequence[tuple[Problem, Completion]], progress: Callable[[int], None] | None = None
     ) -> list[Scored]:
-        """One Scored per item, in order; `progress` is told how many are done. Raises ScoringError.
+        """One Scored per item, in order; `progress` is told how many are done. Raises ScoringError."""
+        scored = self.judge(items, progress)
+        self.refuse_too_many_errors(items, scored)
+        return scored
 
-        The same text for the same problem is judged once.
-        """
+    def judge(
+        self, items: Sequence[tuple[Problem, Completion]], progress: Callable[[int], None] | None = None
+    ) -> list[Scored]:
+        """The same, however many verifiers failed. The same text for the same problem is judged once."""
         keys = [(problem.id, completion.text) for problem, completion in items]
         copies = Counter(keys)
         unique = {key: problem for key, (problem, _) in zip(keys, items, strict=True)}
@@ -80,11 +85,9 @@ class Scorer:
         with self._lock:
             self._pool.run([jobs[number] for number in turns], done)
         row_of = {key: row for row, key in enumerate(order)}
-        scored = [
+        return [
             self._scored(verdicts[row_of[key]], completion) for key, (_, completion) in zip(keys, items, strict=True)
         ]
-        self._refuse_too_many_errors(items, scored)
-        return scored
 
     def close(self) -> None:
         """Kill the workers. A later `score` starts new ones."""
@@ -109,7 +112,7 @@ class Scorer:
                 reward = None if verdict.reward is None else reward + setting.weight * verdict.reward
         return Scored(reward, parts[self.rewards[0].verifier], parts)
 
-    def _refuse_too_many_errors(self, items: Sequence[tuple[Problem, Completion]], scored: list[Scored]) -> None:
+    def refuse_too_many_errors(self, items: Sequence[tuple[Problem, Completion]], scored: list[Scored]) -> None:
         """A few failures in a small call are bad luck; a share of a large one, or all of any, is a broken verifier."""
         failed = [
             (problem, s)

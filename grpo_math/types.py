@@ -20,6 +20,10 @@ class UserError(ValueError):
     """Something the user can mend. The message names the key or file, the value and the remedy."""
 
 
+class EngineError(RuntimeError):
+    """Nothing is left that samples. The run saves what it has and ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What to solve, and what is needed to check it."""

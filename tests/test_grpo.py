@@ -212,36 +212,34 @@ def test_a_check_of_gold_answers_that_hangs_is_a_phase_too(setting, tmp_path):
 
 def test_a_skipped_weight_sync_is_caught_within_one_step(setting, monkeypatch):
     """The engine keeps weights of its own here, as vLLM does, and is not told of the first update."""
-    from grpo_math.recipes import parts
     from grpo_math.reference import copy_policy
-    from grpo_math.rollout.hf import HFEngine
+    from grpo_math.rollout import hf
 
-    class Forgetful(HFEngine):
-        def __init__(self, policy, *rest):
+    class Forgetful(hf.HFEngine):
+        def __init__(self, policy, *rest, shares_weights):
             super().__init__(copy_policy(policy), *rest)
 
         def update_weights(self, weights, version):
             self.version = version
 
-    monkeypatch.setattr(parts, "HFEngine", Forgetful)
+    monkeypatch.setattr(hf, "HFEngine", Forgetful)
     cfg = setting(optimizer={"learning_rate": 1e-2})
     with pytest.raises(RuntimeError, match=r"step 2: the sampler's log-probabilities differ"):
         run(cfg)
 
 
 def test_an_engine_with_weights_of_its_own_is_synced(setting, tmp_path, monkeypatch):
-    from grpo_math.recipes import parts
     from grpo_math.reference import copy_policy
-    from grpo_math.rollout.hf import HFEngine
+    from grpo_math.rollout import hf
 
     shared_memory = setting(run_dir=str(tmp_path / "shared"))
     run(shared_memory)
 
-    class Apart(HFEngine):
-        def __init__(self, policy, *rest):
+    class Apart(hf.HFEngine):
+        def __init__(self, policy, *rest, shares_weights):
             super().__init__(copy_policy(policy), *rest)
 
-    monkeypatch.setattr(parts, "HFEngine", Apart)
+    monkeypatch.setattr(hf, "HFEngine", Apart)
     apart = setting(run_dir=str(tmp_path / "apart"))
     run(apart)
     texts = [[row["completion"] for row in lines(cfg, "completions.jsonl")] for cfg in (shared_memory, apart)]
@@ -287,12 +285,12 @@ def test_gradient_checkpointing_samples_and_learns_the_same(setting, tmp_path):
 
 
 def test_kl_off_means_no_reference(setting, monkeypatch):
-    from grpo_math.recipes import grpo
+    from grpo_math import reference
 
     def never(policy):
         raise AssertionError("a reference was made")
 
-    monkeypatch.setattr(grpo, "copy_policy", never)
+    monkeypatch.setattr(reference, "copy_policy", never)
     run(setting(steps=1))
     with pytest.raises(AssertionError):
         run(setting(steps=1, kl={"coefficient": 0.1}, run_dir=str(Path(setting().run_dir) / "kl")))

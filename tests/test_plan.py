@@ -22,7 +22,10 @@ from transformers import (
 )
 from transformers.models.auto import AutoModelForCausalLM
 
-from grpo_math import config, memory, plan, policy
+from grpo_math import config, memory, memory_report, plan, policy
+from grpo_math.known_models import _TABLE, known_model
+from grpo_math.memory_report import GIB, Device, need_of, remedies
+from grpo_math.model_size import CHARACTERS, Shape, size_of_folder, size_of_new
 from grpo_math.small_model import character_tokenizer, small_model
 from grpo_math.types import UserError
 
@@ -69,18 +72,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_parameters_are_those_of_transformers(tmp_path: Path, settings: PreTrainedConfig) -> None:
     model = AutoModelForCausalLM.from_config(settings)
     settings.save_pretrained(tmp_path)
-    by_formula = memory.size_of_folder(tmp_path)
+    by_formula = size_of_folder(tmp_path)
     assert by_formula.parameters == model.num_parameters()
     assert by_formula.context == 256
     model.save_pretrained(tmp_path)
-    assert memory.size_of_folder(tmp_path).parameters == model.num_parameters()
+    assert size_of_folder(tmp_path).parameters == model.num_parameters()
 
 
 def test_a_new_model_has_the_size_that_is_planned() -> None:
     spec = config.NewModel(hidden_size=64, layers=2, heads=4, kv_heads=2, intermediate_size=96, context=128)
     tokenizer = character_tokenizer()
-    assert len(tokenizer) == memory.CHARACTERS
-    assert memory.size_of_new(spec).parameters == small_model(spec, tokenizer, seed=0).num_parameters()
+    assert len(tokenizer) == CHARACTERS
+    assert size_of_new(spec).parameters == small_model(spec, tokenizer, seed=0).num_parameters()
 
 
 def test_another_architecture_is_counted_in_its_files(tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ def test_another_architecture_is_counted_in_its_files(tmp_path: Path) -> None:
     cfg = grpo(model={"path": str(tmp_path)})
     assert "not available: model type gpt2 without safetensors" in plan.plan(cfg)
     model.save_pretrained(tmp_path)
-    assert memory.size_of_folder(tmp_path).parameters == model.num_parameters()
+    assert size_of_folder(tmp_path).parameters == model.num_parameters()
     assert "activations and the key-value cache, whose formulas do not fit model type gpt2" in plan.plan(cfg)
 
 
@@ -113,7 +116,7 @@ def test_activations_are_near_what_autograd_keeps(tmp_path: Path, index: int, ch
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = model.base_model(input_ids=torch.zeros(4, 256, dtype=torch.long), use_cache=False)
     measured = sum(kept.values())
-    shape = memory.size_of_folder(tmp_path).shape
+    shape = size_of_folder(tmp_path).shape
     cfg = grpo(micro_batch_tokens=1024, backend={"gradient_checkpointing": checkpointing})
     parts = {part.name: part.bytes for part in memory.in_update(cfg, 0, shape, row=256)}
     assert output.last_hidden_state.requires_grad
@@ -124,7 +127,7 @@ def test_activations_are_near_what_autograd_keeps(tmp_path: Path, index: int, ch
         assert parts["activations"] == pytest.approx(measured, rel=0.1)
 
 
-def self_kept(parts: dict[str, int], cfg: config.GRPO, shape: memory.Shape | None) -> float:
+def self_kept(parts: dict[str, int], cfg: config.GRPO, shape: Shape | None) -> float:
     """One layer without checkpointing."""
     assert shape is not None
     plain = cfg.model_copy(update={"backend": config.Backend()})
@@ -154,7 +157,7 @@ def test_memory_by_part(folder: Path) -> None:
     assert size is not None
     assert size.parameters == 887_680
     cfg = grpo(kl={"coefficient": 0.1}, prompts_per_step=2, group_size=4, micro_batch_tokens=512)
-    assert [(p.name, p.bytes) for p in memory.always(cfg, 100)] == [
+    assert [(p.name, p.bytes) for p in memory.always(cfg, 100, size.shape)] == [
         ("weights", 400),
         ("Adam states", 800),
         ("reference", 400),
@@ -172,6 +175,244 @@ def test_memory_by_part(folder: Path) -> None:
     assert "P = 887,680 parameters" in report
     assert "P x 4 bytes (kl.coefficient is not 0)" in report
     assert "reference " not in plan.plan(grpo())
+
+
+# Several ranks, other backends, adapters, vLLM
+
+SHAPE = Shape(64, 96, 3, 4, 2, 16, 120, tied=True)
+
+
+def held(parts: list[memory.Part], on_cpu: bool = False) -> dict[str, int]:
+    return {part.name: part.bytes for part in parts if part.on_cpu == on_cpu}
+
+
+def deepspeed(zero: int, dtype: str = "bfloat16", **values: Any) -> dict[str, Any]:
+    return {"name": "deepspeed", "dtype": dtype, "deepspeed": {"zero": zero, **values}}
+
+
+@pytest.mark.parametrize(
+    ("backend", "weights", "states", "gradients"),
+    [
+        ({}, 400, 800, {"gradients": 400}),
+        (deepspeed(0), 200, 1200, {"gradients": 400, "bfloat16 gradients": 200}),
+        (deepspeed(1), 200, 300, {"gradients": 400, "bfloat16 gradients": 200, "reduce buckets": 400}),
+        (deepspeed(2), 200, 300, {"gradients": 100, "reduce buckets": 400}),
+        (
+            deepspeed(3), 50, 300,
+            {"gradients": 100, "reduce buckets": 400, "gathered weights": 200},
+        ),
+        (deepspeed(0, "float32"), 400, 800, {"gradients": 400}),
+        (deepspeed(2, "float32"), 400, 300, {"gradients": 100, "reduce buckets": 800}),
+        (deepspeed(3, "float32"), 100, 200, {"gradients": 100, "reduce buckets": 800, "gathered weights": 400}),
+    ],
+)  # fmt: skip
+def test_what_zero_divides(backend: dict[str, Any], weights: int, states: int, gradients: dict[str, int]) -> None:
+    """100 parameters on 4 ranks."""
+    cfg = grpo(backend=backend, kl={"coefficient": 0.1})
+    always = held(memory.always(cfg, 100, SHAPE, 4))
+    assert always == {
+        "weights": weights,
+        next(name for name in always if "Adam" in name): states,
+        "reference": weights,
+    }
+    assert held(memory._gradients(cfg, 100, SHAPE, 4)) == gradients
+
+
+def test_what_is_offloaded_is_in_the_cpus_memory() -> None:
+    cfg = grpo(backend=deepspeed(3, offload_optimizer=True, offload_parameters=True))
+    always = memory.always(cfg, 100, SHAPE, 4)
+    assert held(always) == {}
+    assert held(always, on_cpu=True) == {"weights": 50, "master copy, Adam": 300}
+    update = memory._gradients(cfg, 100, SHAPE, 4)
+    assert held(update, on_cpu=True) == {"gradients": 100}
+    assert set(held(update)) == {"reduce buckets", "gathered weights"}
+
+
+def test_the_users_own_deepspeed_file_is_read(folder: Path) -> None:
+    (folder / "own.json").write_text('{"bf16": {"enabled": true}, "zero_optimization": {"reduce_bucket_size": 10}}')
+    parts = held(memory._gradients(grpo(backend=deepspeed(2, config="own.json")), 100, SHAPE, 4))
+    assert parts == {"gradients": 100, "reduce buckets": 2 * 10 * 2}
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+def test_adapters_are_counted_as_peft_makes_them(tmp_path: Path, targets: Any) -> None:
+    from grpo_math.lora import add_lora
+
+    model: Any = AutoModelForCausalLM.from_config(ARCHITECTURES[2])
+    model.config.save_pretrained(tmp_path)
+    spec = config.LoRA(rank=8, targets=targets)
+    add_lora(model, spec)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert memory.adapter_parameters(spec, size_of_folder(tmp_path).shape) == trained
+
+
+def test_an_adapter_is_what_is_trained() -> None:
+    cfg = grpo(model={"path": "m", "lora": {"rank": 2}}, kl={"coefficient": 0.1})
+    trained = memory.adapter_parameters(cfg.model.lora, SHAPE) or 0
+    assert trained == 3 * 2 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 96))
+    always = held(memory.always(cfg, 1000, SHAPE))
+    assert always == {"frozen weights": 4000, "adapter": 4 * trained, "Adam states": 8 * trained}  # and no reference
+    assert held(memory._gradients(cfg, 1000, SHAPE, 1)) == {"gradients": 4 * trained}
+    whole = SHAPE.parameters()
+    four = cfg.model_copy(update={"model": cfg.model.model_copy(update={"load_in_4bit": True})})
+    linear = SHAPE.linear_parameters()
+    half = cfg.model_copy(update={"backend": config.Backend(dtype="bfloat16")})
+    always = held(memory.always(half, 1000, SHAPE))
+    assert always == {"frozen weights": 2000, "adapter": 4 * trained, "Adam states": 8 * trained}
+    expected = int(linear * memory.FOUR_BITS) + 4 * (whole - linear)
+    assert held(memory.always(four, whole, SHAPE))["frozen weights"] == expected
+
+
+def test_vllm_has_its_share_while_sampling() -> None:
+    size = known_model("Qwen/Qwen2.5-7B-Instruct")
+    assert size is not None
+    assert size.parameters is not None
+    rollout: dict[str, Any] = {"engine": "vllm", "vllm": {"memory": 0.5, "tensor_parallel": 2}}
+    backend = deepspeed(2) | {"gradient_checkpointing": True}
+    cfg = grpo(backend=backend, rollout=rollout, sampling={"max_tokens": 1536})
+    device = Device(80 * GIB, "for the test")
+    need = need_of(cfg, size, 8, device)
+    assert need.sampler is not None
+    assert need.sampler.share == 40 * GIB
+    assert need.sampler.weights == size.parameters  # 2 bytes over 2 devices
+    assert need.sampler.cache == 40 * GIB - size.parameters - GIB
+    assert need.sampler.tokens == 2 * need.sampler.cache // (2 * 28 * 4 * 128 * 2)
+    assert need.sampling == []
+    assert need.peak == memory.total(need.always) + max(memory.total(need.update), need.sampler.share)
+    rollout["vllm"] |= {"sleep": False}
+    awake = need_of(grpo(backend=backend, rollout=rollout, sampling={"max_tokens": 1536}), size, 8, device)
+    assert awake.peak == memory.total(need.always) + memory.total(need.update) + need.sampler.share
+    report = "\n".join(memory_report.memory_report(cfg, size, 8, device))
+    assert f"{need.sampler.tokens // 2048:,} completions of 2,048 tokens" in report
+    served = grpo(backend=backend, rollout={"engine": "vllm_server", "server": {"urls": ["http://a:1"]}})
+    apart = need_of(served, size, 8, device)
+    assert apart.peak == memory.total(apart.always) + memory.total(apart.update)
+    assert "vLLM, on the servers' devices, not on these" in "\n".join(
+        memory_report.memory_report(served, size, 8, device)
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "ranks", "gpu_memory", "said"),
+    [
+        ({"micro_batch_tokens": 65536}, 1, 48, "; set micro_batch_tokens=576"),
+        ({"backend": deepspeed(0)}, 8, 24, "backend.deepspeed.zero=3"),
+        ({"backend": deepspeed(2)}, 1, 16, "backend.deepspeed.offload_optimizer=true"),
+        (
+            {"rollout": {"engine": "vllm", "vllm": {"memory": 0.12}}, "backend": deepspeed(3)},
+            8, 24, "vLLM's share of 2.88 GiB has no room beside the weights; set rollout.vllm.tensor_parallel=2",
+        ),
+    ],
+)  # fmt: skip
+def test_the_remedy_makes_it_fit(values: dict[str, Any], ranks: int, gpu_memory: int, said: str) -> None:
+    size = known_model("Qwen/Qwen2.5-1.5B")
+    assert size is not None
+    cfg, device = grpo(**values), Device(gpu_memory * GIB, "for the test")
+    verdict = memory_report.verdict(cfg, size, ranks, device)
+    assert verdict.startswith("does not fit: ")
+    assert said in verdict
+    made = remedies(cfg, size, ranks, device)
+    assert verdict.split("; set ")[1].split() == [f"{k}={str(v).lower() if v is True else v}" for k, v in made.items()]
+    mended = memory_report._changed(cfg, made)
+    assert need_of(mended, size, ranks, device).fits(device)
+    for key in made:  # none of them in vain
+        fewer = memory_report._changed(cfg, {k: v for k, v in made.items() if k != key})
+        assert not need_of(fewer, size, ranks, device).fits(device)
+    type(cfg).model_validate(mended.model_dump())  # and all of them allowed together
+
+
+def test_no_remedy_is_made_up() -> None:
+    size = known_model("meta-llama/Llama-3.1-70B")
+    assert size is not None
+    device = Device(80 * GIB, "for the test")
+    verdict = memory_report.verdict(grpo(), size, 1, device)
+    assert "; it takes devices with more memory, or backend.name=deepspeed, even with" in verdict
+    assert "; set " not in verdict
+
+
+def test_which_device_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert memory_report.device_of(grpo(), 40) == Device(40 * GIB, "as --gpu-memory says")
+    assert memory_report.device_of(grpo(backend={"device": "cpu"})).cpu
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assumed = memory_report.device_of(grpo())
+    assert assumed.bytes == 80 * GIB
+    assert "assumed" in assumed.source
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 81559\necho 40960\n")
+    program.chmod(0o755)
+    assert memory_report.device_of(grpo()).bytes == 40960 << 20
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert memory_report.device_of(grpo()).bytes == 80 * GIB
+
+
+def test_a_rank_takes_its_share_of_the_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = grpo(prompts_per_step=12, group_size=4, micro_batch_tokens=512)
+    report = plan.plan(cfg, 4)
+    assert "takes 12 completions of a step, 12 of an update" in report
+    assert "at most 6 an update" in report  # 2 rows of 256 in 512 tokens
+    assert "Peak memory of each of 4 ranks" in report
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert plan.plan(cfg) == report
+
+
+# parameters as the models' own cards and files give them
+PUBLISHED = {
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
+    "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+    "Qwen/Qwen2.5-3B": 3_085_938_688,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+    "Qwen/Qwen2.5-14B": 14_770_033_664,
+    "Qwen/Qwen2.5-32B": 32_763_876_352,
+    "Qwen/Qwen2.5-Coder-7B-Instruct": 7_615_616_512,
+    "Qwen/Qwen2.5-Math-1.5B": 1_543_714_304,
+    "Qwen/Qwen2.5-Math-7B": 7_615_616_512,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-1.7B-Base": 1_720_574_976,
+    "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-14B": 14_768_307_200,
+    "Qwen/Qwen3-32B": 32_762_123_264,
+    "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "meta-llama/Llama-3.1-70B": 70_553_706_496,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000,
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": 7_615_616_512,
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": 32_763_876_352,
+}
+
+
+@pytest.mark.parametrize(("hub_id", "published"), PUBLISHED.items(), ids=list(PUBLISHED))
+def test_known_models_have_their_published_size(hub_id: str, published: int) -> None:
+    size = known_model(hub_id)
+    assert size is not None
+    assert size.parameters == published
+
+
+@pytest.mark.parametrize("hub_id", ["Qwen/Qwen2.5-7B", "Qwen/Qwen3-4B", "meta-llama/Llama-3.2-1B"])
+def test_known_models_are_counted_as_transformers_counts(hub_id: str) -> None:
+    size = known_model(hub_id)
+    assert size is not None
+    assert size.shape is not None
+    kinds: dict[str, Any] = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
+    s = size.shape
+    settings = kinds[size.kind](
+        vocab_size=s.vocabulary, hidden_size=s.hidden, intermediate_size=s.intermediate, num_hidden_layers=s.layers,
+        num_attention_heads=s.heads, num_key_value_heads=s.kv_heads, head_dim=s.head_size, tie_word_embeddings=s.tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings)
+    assert model.num_parameters() == size.parameters
+
+
+def test_a_known_model_needs_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder / "hub"))
+    assert "P = 7,615,616,512 parameters" in plan.plan(grpo(model={"path": "Qwen/Qwen2.5-7B-Instruct"}))
+    assert "Qwen/Qwen2.5-Coder-32B" in _TABLE
+    assert known_model("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4") is None
+    long = {"model": {"path": "Qwen/Qwen2.5-Math-7B"}, "sampling": {"max_tokens": 4096}}
+    with pytest.raises(UserError, match=r"context of 4096 tokens; set sampling.max_tokens=2048 or less"):
+        plan.preflight(grpo(**long))
 
 
 def test_a_model_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

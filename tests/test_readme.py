@@ -26,7 +26,8 @@ from grpo_math.verify import completion_of, verify_examples, verify_gold
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-BOTH = README + CONTRIBUTING
+AT_SCALE = (ROOT / "docs" / "at_scale.md").read_text(encoding="utf-8")
+BOTH = README + CONTRIBUTING + AT_SCALE
 TOP = config.GRPO.model_fields | config.SFT.model_fields
 
 
@@ -43,7 +44,9 @@ def inline() -> list[str]:
 def commands() -> list[list[str]]:
     lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line, comments=True) for line in [*lines, *inline()] if line.startswith("grpo-math ")]
-    return [line[1:] for line in words if not line[1].startswith("-")]
+    # `grpo-math serve` in the prose is the command's name, not a call of it
+    named = [line for line in words if len(line) == 2 and line[1] in ("serve", "launch")]
+    return [line[1:] for line in words if not line[1].startswith("-") and line not in named]
 
 
 def tables(heading: str) -> list[list[str]]:
@@ -199,7 +202,7 @@ def test_keys_in_the_prose_are_real(tmp_path: Path) -> None:
             seen.append(key)
             assert is_key(key), key
             if equals and " " not in value and not value.isupper() and value not in made_up:
-                load_config(tmp_path / "a.yaml", [text])
+                load_config(tmp_path / "a.yaml", ["rollout.server.urls=[http://localhost:8000]", text])
     assert len(seen) > 15
     assert not is_key("optimizer.lr")
     assert not is_key("seed.of")

@@ -8,7 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from grpo_math import config
 from grpo_math.batch import Batch
+from grpo_math.reference import Reference
 
 Metrics = dict[str, float]
 # (logprobs (B, T), entropy (B, T) or None, batch) -> (loss: the sum to minimise, {name: per-token values (B, T)})
@@ -24,10 +26,14 @@ class TrainBackend(Protocol):
         come back as means over the batch's trained tokens."""
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
-        """Full tensors under Hugging Face names, tied ones under each of their names."""
+        """What an engine needs to sample from the policy, as lora.engine_weights says. Every rank must take all."""
+
+    def reference(self, kl: config.KL) -> Reference:
+        """The policy as it is now, to compare with later."""
 
     def save(self, path: Path) -> None:
-        """The model and tokenizer in Hugging Face format, and beside them what is needed to go on training."""
+        """The model and tokenizer in Hugging Face format, and beside them what is needed to go on training. Every rank
+        must call it, with a folder that all of them see."""
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote."""

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 
 from grpo_math.backend.base import LossFn, Metrics
 from grpo_math.batch import Batch
+from grpo_math.lora import adapter_weights, engine_weights, load_adapter, save_adapter
 from grpo_math.policy import Policy
+from grpo_math.reference import AdapterOff, Reference, Twin
 from grpo_math.types import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 DTYPES: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 STATE_FILE = "optimizer.pt"
+MERGED = "merged"
 GIVE_UP_AFTER = 3  # updates in a row whose gradient is not finite
 
 
@@ -59,7 +64,10 @@ class TorchBackend:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule(optimizer, updates))
 
     def logprobs(self, batch: Batch) -> Tensor:
-        return self.policy.score(batch, self.temperature, self.chunk, self.micro_batch_tokens, self.autocast)
+        return self._score(self.policy, batch)
+
+    def _score(self, policy: Policy, batch: Batch) -> Tensor:
+        return policy.score(batch, self.temperature, self.chunk, self.micro_batch_tokens, self.autocast)
 
     def step(self, batch: Batch, loss: LossFn, with_entropy: bool = False) -> Metrics:
         self.optimizer.zero_grad(set_to_none=True)
@@ -101,9 +109,12 @@ class TorchBackend:
         return math.isfinite(norm)
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
-        # remove_duplicate=False: a tied head must reach an engine that keeps a copy of its own
-        for name, parameter in self.policy.model.named_parameters(remove_duplicate=False):
-            yield name, parameter.detach()
+        return engine_weights(self.policy.model, self.policy.lora)
+
+    def reference(self, kl: config.KL) -> Reference:
+        if self.policy.lora.rank:
+            return AdapterOff(self.policy, self._score)
+        return Twin(self.policy, self._score, kl)
 
     def save(self, path: Path) -> None:
         save_policy(self.policy, path)
@@ -111,18 +122,7 @@ class TorchBackend:
         torch.save(state, path / STATE_FILE)
 
     def load(self, path: Path) -> None:
-        from safetensors.torch import load_file
-
-        tensors: dict[str, Tensor] = {}
-        for file in sorted(path.glob("*.safetensors")):
-            tensors |= load_file(file)
-        result = self.policy.model.load_state_dict(tensors, strict=False)
-        tied = set(self.policy.model.all_tied_weights_keys)
-        if result.unexpected_keys or set(result.missing_keys) - tied:
-            raise UserError(
-                f"{path}: the checkpoint is of another model (missing {result.missing_keys[:3]}, unexpected "
-                f"{result.unexpected_keys[:3]}); check model.path, or start over with --fresh"
-            )
+        load_saved(self.policy, path)
         state = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -134,9 +134,43 @@ def sampled_tokens(batch: Batch) -> Tensor:
 
 
 def save_policy(policy: Policy, path: Path) -> None:
-    """An ordinary Hugging Face folder."""
-    policy.model.save_pretrained(path)
+    """An ordinary Hugging Face folder; with LoRA that of the adapter, and the whole model in `merged` if asked for."""
     policy.tokenizer.save_pretrained(path)
+    if not policy.lora.rank:
+        policy.model.save_pretrained(path)
+        return
+    save_adapter(policy.model, adapter_weights(policy.model), path)
+    if policy.lora.save_merged:
+        save_merged(policy, engine_weights(policy.model, policy.lora.model_copy(update={"sync": "merged"})), path)
+
+
+def save_merged(policy: Policy, weights: Iterable[tuple[str, Tensor]], path: Path) -> None:
+    """The whole model with the adapter in it, as an ordinary Hugging Face folder path/merged."""
+    tied = set(policy.model.all_tied_weights_keys)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in weights if name not in tied}
+    (path / MERGED).mkdir(exist_ok=True)
+    save_torch_state_dict(tensors, path / MERGED)
+    policy.model.config.save_pretrained(path / MERGED)
+    if policy.model.generation_config is not None:
+        policy.model.generation_config.save_pretrained(path / MERGED)
+    policy.tokenizer.save_pretrained(path / MERGED)
+
+
+def load_saved(policy: Policy, path: Path) -> None:
+    """Weights that save_policy wrote, into the policy in place. Raises UserError where they are another model's."""
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        tensors |= load_file(file)
+    if policy.lora.rank:
+        odd = load_adapter(policy.model, tensors)
+    else:
+        result = policy.model.load_state_dict(tensors, strict=False)
+        odd = [*result.unexpected_keys, *(set(result.missing_keys) - set(policy.model.all_tied_weights_keys))]
+    if odd:
+        raise UserError(
+            f"{path}: the checkpoint is of another model ({len(odd)} tensors are missing or too many, such as "
+            f"{odd[0]}); check model.path and model.lora, or start over with --fresh"
+        )
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:

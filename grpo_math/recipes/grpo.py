@@ -1,6 +1,6 @@
 """GRPO and its family: sample groups, score them, compare siblings, update the policy. One step, from top to bottom.
 
-    1. sample    G completions for each of P prompts                       rollout/
+    1. sample    G completions for each of P prompts                       sampling.py, rollout/
     2. score     a reward for each from programs that check it             scoring.py, rewards.py
     3. compare   A = how much better than its siblings                     advantages.py
     4. update    minimise  sum_t w_t (-surrogate(ratio_t, A) + beta KL_t)  losses.py, kl.py, batch.py
@@ -27,11 +27,11 @@ from grpo_math.backend.base import Metrics
 from grpo_math.batch import Batch, make_batch
 from grpo_math.kl import KLS, adapt
 from grpo_math.losses import REDUCTIONS, make_loss, resolve
-from grpo_math.recipes.parts import Parts, StepResult, Stopwatch, step_seed
+from grpo_math.recipes.parts import Parts, StepResult, Stopwatch
 from grpo_math.recipes.records import completion_records, group_metrics, mean_of
-from grpo_math.reference import copy_policy, load_reference, move_reference, save_reference
-from grpo_math.rewards import group_rewards, has_signal
-from grpo_math.types import Group, Sampling
+from grpo_math.recipes.sampling import make_sampler
+from grpo_math.rewards import group_rewards
+from grpo_math.types import Group
 
 GAP_ROWS = 8  # completions re-scored after each weight sync
 DEFAULT_GAP = {"float32": 1e-3, "bfloat16": 0.1}  # mean |difference| in nats; float32 agrees to about 1e-6
@@ -42,14 +42,15 @@ class GRPO:
 
     def __init__(self, cfg: config.GRPO, parts: Parts) -> None:
         self.cfg, self.parts = cfg, parts
-        self.sampling = Sampling(cfg.group_size, cfg.sampling.max_tokens, cfg.sampling.temperature)
+        self.sampler = make_sampler(cfg, parts)
+        self.between_updates = True
         self.advantage = ADVANTAGES[cfg.advantage]
         self.reduction = REDUCTIONS[resolve(cfg.loss)[2]]
         self.loss = make_loss(cfg.loss, cfg.kl, cfg.correction)
         self.penalty_buffer = int(cfg.overlong.penalty_buffer * cfg.sampling.max_tokens)
         self.kl_coefficient = cfg.kl.coefficient
         # off means off: with a coefficient of 0 no reference is loaded
-        self.reference = copy_policy(parts.policy) if cfg.kl.coefficient else None
+        self.reference = parts.backend.reference(cfg.kl) if cfg.kl.coefficient else None
         self.updates = cfg.updates_per_step * cfg.passes
         # the first update of a step has the sampling weights: old and new log-probabilities are then one and the same
         self.needs_old = self.updates > 1 or cfg.correction.name != "none" or self._kl_in_reward
@@ -63,13 +64,18 @@ class GRPO:
     def step(self, step: int) -> StepResult:
         cfg, parts, watch = self.cfg, self.parts, Stopwatch(self.parts.watchdog)
 
-        groups, filtered = self.sample(step, watch)
+        sampled = self.sampler.take(step)
+        groups, filtered = sampled.groups, sampled.filtered
         metrics = group_metrics([*groups, *filtered], cfg.rewards or [])
         metrics["groups/filtered"] = float(len(filtered))
+        metrics["sampler/staleness"] = self.check_staleness([*groups, *filtered], step)
+        parts.engine.sleep()
         if not any(score.reward is not None for group in groups for score in group.scores):
-            metrics |= watch.metrics()
-            return StepResult(metrics, completion_records(step, groups, filtered, None, None))
+            metrics |= watch.metrics(sampled.seconds)
+            records = completion_records(step, groups, filtered, None, None)
+            return StepResult(metrics, records, stream=sampled.stream)
 
+        self.between_updates = False
         with watch("update"):
             batch = make_batch(
                 groups,
@@ -93,33 +99,29 @@ class GRPO:
             advantages = self.advantage(rewards)
             batch = batch.with_advantages(advantages[~rewards.isnan()])
             metrics |= self.update(batch, step)
-
-            # without this the next step would be sampled with old weights
-            parts.engine.update_weights(parts.backend.weights(), version=step)
             self.move_reference_and_coefficient(metrics, step)
 
-        metrics |= watch.metrics()
-        return StepResult(metrics, completion_records(step, groups, filtered, rewards, advantages))
+        self.between_updates = True
+        metrics |= watch.metrics(sampled.seconds)
+        records = completion_records(step, groups, filtered, rewards, advantages)
+        return StepResult(metrics, records, stream=sampled.stream)
 
-    def sample(self, step: int, watch: Stopwatch) -> tuple[list[Group], list[Group]]:
-        """The step's groups and those that were filtered out. With dynamic sampling (DAPO, arXiv:2503.14476, eq. 11)
-        groups whose task rewards are all equal are replaced by fresh ones, for at most max_rounds rounds."""
-        cfg, parts = self.cfg, self.parts
-        kept: list[Group] = []
-        filtered: list[Group] = []
-        for sampling_round in range(cfg.dynamic_sampling.max_rounds if cfg.dynamic_sampling.enabled else 1):
-            with watch("problems"):
-                prompts = parts.stream.take(cfg.prompts_per_step - len(kept))
-            with watch("generate"):
-                seed = step_seed(cfg.seed, step, sampling_round)
-                completions = parts.engine.generate(prompts, replace(self.sampling, seed=seed))
-            with watch("verify"):
-                groups = parts.score(prompts, completions, before=[*kept, *filtered])
-            for group in groups:
-                (kept if not cfg.dynamic_sampling.enabled or has_signal(group) else filtered).append(group)
-            if len(kept) == cfg.prompts_per_step:
-                break
-        return kept, filtered
+    def sync(self, step: int) -> None:
+        """Without this the next step would be sampled with old weights."""
+        self.sampler.rest()
+        self.parts.engine.update_weights(self.parts.backend.weights(), version=step)
+
+    def check_staleness(self, groups: list[Group], step: int) -> float:
+        """How many updates the sampling weights were behind on average; more than run.staleness ends the run."""
+        versions = [completion.policy_version for group in groups for completion in group.completions]
+        behind, bound = [step - 1 - version for version in versions], self.cfg.run.staleness
+        if behind and max(behind) > bound:
+            raise RuntimeError(
+                f"step {step}: {sum(b > bound for b in behind)} of {len(behind)} completions were sampled with the "
+                f"weights of step {min(versions)}, {max(behind)} updates behind, and run.staleness={bound}: the "
+                "sampler did not get the weights of the steps between, or did not take them"
+            )
+        return sum(behind) / max(len(behind), 1)
 
     def check_sampler(self, batch: Batch, step: int) -> float:
         """Mean |sampler logprob - trainer logprob| over a few completions: a weight sync that did not happen, or that
@@ -127,7 +129,8 @@ class GRPO:
         some = batch.rows(range(0, len(batch), max(1, len(batch) // GAP_ROWS)))
         gaps = (self.parts.backend.logprobs(some) - some.sampler_logprobs)[some.loss_mask].abs()
         gap = float(gaps.mean()) if len(gaps) else 0.0
-        expected = self.cfg.correction.name != "none" and self.cfg.rollout.max_logprob_gap is None
+        # older weights differ, and that they are no older than allowed has been checked
+        expected = self.cfg.run.staleness > 0 and self.cfg.rollout.max_logprob_gap is None
         if not gap <= self.max_gap and not expected:
             raise RuntimeError(
                 f"step {step}: the sampler's log-probabilities differ from the trainer's by {gap:.3g} nats on average "
@@ -139,12 +142,7 @@ class GRPO:
     def with_old_and_reference(self, batch: Batch) -> Batch:
         """The log-probabilities that the updates compare with, taken before the first of them."""
         old = self.parts.backend.logprobs(batch) if self.needs_old else None
-        ref = None
-        if self.reference is not None:
-            cfg = self.cfg
-            ref = self.reference.score(
-                batch, cfg.sampling.temperature, cfg.backend.logprob_chunk, cfg.micro_batch_tokens, self.parts.autocast
-            )
+        ref = None if self.reference is None else self.reference.logprobs(batch)
         return replace(batch, old_logprobs=old, ref_logprobs=ref)
 
     def kl_penalty(self, batch: Batch) -> tuple[Tensor, float]:
@@ -187,15 +185,18 @@ class GRPO:
         metrics["kl/coefficient"] = self.kl_coefficient
         if self.cfg.kl.target and "kl/ref" in metrics:  # absent where every completion of the step was masked
             self.kl_coefficient = adapt(self.kl_coefficient, metrics["kl/ref"], self.cfg.kl.target)
-        move_reference(self.reference, self.parts.backend.weights(), self.cfg.kl, step)
+        if self.cfg.kl.reference != "fixed":
+            self.reference.follow(self.parts.backend.weights(), step)
 
     def save(self, path: Path) -> dict[str, Any]:
-        if self.reference is not None and self.cfg.kl.reference != "fixed":
-            save_reference(self.reference, path)
+        if self.reference is not None:
+            self.reference.save(path)
         return {"kl_coefficient": self.kl_coefficient}
 
     def load(self, path: Path, state: dict[str, Any], step: int) -> None:
         self.kl_coefficient = state["kl_coefficient"]
-        if self.reference is not None and self.cfg.kl.reference != "fixed":
-            load_reference(self.reference, path)
-        self.parts.engine.update_weights(self.parts.backend.weights(), version=step)
+        if self.reference is not None:
+            self.reference.load(path)
+
+    def close(self) -> None:
+        self.sampler.close()

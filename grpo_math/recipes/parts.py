@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
-
-import torch
 
 from grpo_math import config
 from grpo_math.backend.base import Metrics, TrainBackend
-from grpo_math.backend.torch import DTYPES, TorchBackend
+from grpo_math.backend.make import make_backend
 from grpo_math.find import find_task, find_verifier
 from grpo_math.groups import TooManyErrors, score_groups
 from grpo_math.plan import resolve_rewards
 from grpo_math.policy import Policy
 from grpo_math.problems import ProblemSource, ProblemStream, load_problems
 from grpo_math.prompts import MakePrompt, prompt_maker
+from grpo_math.ranks import Ranks
 from grpo_math.recipes.watchdog import Watchdog
 from grpo_math.rollout.engine import RolloutEngine
-from grpo_math.rollout.hf import HFEngine
+from grpo_math.rollout.make import make_engine
 from grpo_math.scoring import Scorer
 from grpo_math.types import Completion, Group, Problem, Prompt, UserError
 
@@ -32,18 +32,29 @@ MAX_TOO_LONG = 1000  # prompts in a row that do not fit: then none will
 
 @dataclass(frozen=True)
 class StepResult:
+    """finished: the recipe has reached what it was asked for before the last step. stream: where the problems stand
+    after this step, which a sampler that works ahead is beyond."""
+
     metrics: Metrics
     completions: list[dict[str, Any]] = field(default_factory=list)
-    finished: bool = False  # the recipe has reached what it was asked for before the last step
+    finished: bool = False
+    stream: dict[str, Any] = field(default_factory=dict)
 
 
 class Recipe(Protocol):
+    between_updates: bool  # whether the weights are those after a whole step
+
     def step(self, step: int) -> StepResult: ...
+
+    def sync(self, step: int) -> None:
+        """Let the engine sample from the weights after this step."""
 
     def save(self, path: Path) -> dict[str, Any]:
         """Write what the backend does not know; return what is small enough for JSON."""
 
     def load(self, path: Path, state: dict[str, Any], step: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class PromptStream:
@@ -87,14 +98,14 @@ class Parts:
     scorer: Scorer
     stream: PromptStream
     watchdog: Watchdog
-    autocast: torch.dtype | None
+    ranks: Ranks
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], before: Sequence[Group] = ()
     ) -> list[Group]:
         """`before`: what else the step has sampled, to be written down too should this stop the run."""
         try:
-            return score_groups(self.scorer, prompts, completions)
+            return score_groups(self.scorer, prompts, completions, self.ranks)
         except TooManyErrors as error:
             error.groups[:0] = before
             raise
@@ -130,26 +141,26 @@ def gold_check(cfg: config.Common) -> Callable[[Problem], str | None] | None:
     return getattr(find_verifier(resolve_rewards(cfg)[0].verifier), "check", None)
 
 
-def build_parts(cfg: config.Common, policy: Policy, updates: int, source: ProblemSource) -> Parts:
-    autocast = DTYPES[cfg.backend.dtype]
+def build_parts(cfg: config.Common, policy: Policy, updates: int, source: ProblemSource, ranks: Ranks) -> Parts:
     room = policy.context - cfg.sampling.max_tokens
     if room < 1:
         raise UserError(
             f"sampling.max_tokens={cfg.sampling.max_tokens} leaves no room for a prompt in the model's context of "
             f"{policy.context} tokens; set sampling.max_tokens={policy.context // 2} or less"
         )
+    # sampling may go on in a thread of its own, and then must not come between what the trainer's ranks tell each other
+    samplers = ranks.apart()
+    backend = make_backend(cfg, policy, updates, ranks)
     return Parts(
         policy=policy,
-        engine=HFEngine(policy, cfg.rollout.max_rows, autocast),
-        backend=TorchBackend(
-            policy, cfg.backend, cfg.optimizer, updates, cfg.micro_batch_tokens, cfg.sampling.temperature
-        ),
+        engine=make_engine(cfg, policy, samplers, ranks),
+        backend=backend,
         scorer=Scorer(resolve_rewards(cfg), cfg.scoring, cfg.sandbox),
         stream=PromptStream(
             ProblemStream(source, cfg.seed), prompt_maker(cfg.task, find_task(cfg.task.name), policy.tokenizer), room
         ),
-        watchdog=Watchdog(cfg.phase_timeout_s),
-        autocast=autocast,
+        watchdog=Watchdog(cfg.phase_timeout_s, Path(cfg.run_dir) / f"stacks-{ranks.rank}.txt"),
+        ranks=samplers,
     )
 
 
@@ -176,5 +187,6 @@ class Stopwatch:
             self.watchdog.leave()
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def metrics(self) -> Metrics:
-        return {f"time/{name}": seconds for name, seconds in self.seconds.items()}
+    def metrics(self, others: Mapping[str, float] = MappingProxyType({})) -> Metrics:
+        """others: seconds that another watch has taken."""
+        return {f"time/{name}": seconds for name, seconds in {**others, **self.seconds}.items()}

@@ -1,20 +1,16 @@
-"""What surrounds every recipe's step: the run folder, resuming, checkpoints, evaluation, progress, and signals.
+"""How a run begins: checks, the checkpoint to go on from, the parts, the folder.
 
-Left out: anything about the algorithm, which is in grpo.py and sft.py.
+Left out: the steps (loop.py), and anything about the algorithm, which is in grpo.py and sft.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import sys
+from contextlib import closing, redirect_stdout
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
@@ -22,32 +18,21 @@ import torch
 import yaml
 
 from grpo_math import checkpoint, config
+from grpo_math.backend.make import starting_policy
 from grpo_math.config_file import dump_config
-from grpo_math.evaluate import summarise
-from grpo_math.groups import TooManyErrors
-from grpo_math.log import CHECKPOINTS, COMPLETIONS, METRICS, Progress, RunFolder
+from grpo_math.log import CHECKPOINTS, COMPLETIONS, METRICS, ReadOnlyFolder, RunFolder
 from grpo_math.plan import isolation_of, preflight, resolve_rewards
-from grpo_math.policy import Policy, load_policy, make_policy, pick_device
+from grpo_math.policy import pick_device
 from grpo_math.problems import load_problems
+from grpo_math.rank_checks import check_ranks
+from grpo_math.ranks import Ranks, join, leave
 from grpo_math.recipes.grpo import GRPO
-from grpo_math.recipes.parts import (
-    Parts,
-    Recipe,
-    StepResult,
-    Stopwatch,
-    build_parts,
-    gold_check,
-    held_out_prompts,
-    step_seed,
-)
-from grpo_math.recipes.records import completion_records
+from grpo_math.recipes.loop import MODEL_LINK, Loop
+from grpo_math.recipes.parts import Parts, Recipe, build_parts, gold_check
 from grpo_math.recipes.sft import SFT
-from grpo_math.small_model import character_tokenizer, small_model
-from grpo_math.types import Prompt, Sampling, UserError
+from grpo_math.types import UserError
 
 Resume = Literal["auto", "must", "never"]
-STATE_FILE = "run.json"
-MODEL_LINK = "model"  # run_dir/model is always the newest checkpoint, an ordinary Hugging Face folder
 # what may change between the parts of one run: none of it changes what a step computes, but for rounding
 FREE_TO_CHANGE = (
     "run_dir",
@@ -60,31 +45,59 @@ FREE_TO_CHANGE = (
     "micro_batch_tokens",
     "rollout.max_rows",
     "backend.logprob_chunk",
+    "rollout.vllm.",
+    "rollout.server.",
 )
 
 
 def run(cfg: config.Common, resume: Resume = "auto") -> None:
     """Train. `auto` goes on from the newest checkpoint in run_dir if there is one, `must` insists on one, `never`
-    starts over. SIGTERM and Ctrl-C finish the step, save and leave with 128 + the signal's number."""
-    preflight(cfg)
+    starts over. SIGTERM and Ctrl-C finish the step, save and leave with 128 + the signal's number.
+
+    Under torchrun or the deepspeed launcher every rank calls it; the first one writes and speaks for all."""
+    ranks = join(cfg.phase_timeout_s)
+    try:
+        with redirect_stdout(sys.stdout if ranks.first else open(os.devnull, "w")):
+            _run(cfg, resume, ranks)
+    finally:
+        leave()
+
+
+def _run(cfg: config.Common, resume: Resume, ranks: Ranks) -> None:
+    ranks.tell(lambda: preflight(cfg))
+    check_ranks(ranks, cfg)
     cfg = cfg.model_copy(update={"rewards": resolve_rewards(cfg)})
-    refuse_another_run(cfg, resume)
-    found = newest(cfg, resume)
+    ranks.tell(lambda: refuse_another_run(cfg, resume))
+    found = ranks.tell(lambda: newest(cfg, resume))
     pick_device(cfg.backend.device)
     source = load_problems(cfg.task, gold_check(cfg))
     source.require(cfg.prompts_per_step)
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(cfg.seed)
-    parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg), source)
+    parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg), source, ranks)
     recipe: Recipe = GRPO(cfg, parts) if isinstance(cfg, config.GRPO) else SFT(cfg, parts)  # type: ignore[arg-type]
     loop = Loop(cfg, parts, recipe)
     # nothing is written, and of an earlier run nothing thrown away, before all that can be wrong has been seen
-    with RunFolder(cfg.run_dir, dump_config(cfg), cfg.seed) as folder, parts.scorer, parts.watchdog:
-        if resume == "never":
+    with (
+        closing(parts.engine),
+        closing(recipe),
+        open_folder(cfg, ranks) as folder,
+        parts.scorer,
+        parts.watchdog,
+    ):
+        if resume == "never" and ranks.first:
             clear(folder)
         report_refused(parts)
         report_isolation(cfg)
         loop.go(folder, found)
+
+
+def open_folder(cfg: config.Common, ranks: Ranks) -> RunFolder:
+    """The first rank writes; the others know where."""
+    folder = ranks.together(
+        lambda: RunFolder(cfg.run_dir, dump_config(cfg), cfg.seed) if ranks.first else ReadOnlyFolder(cfg.run_dir)
+    )
+    return folder
 
 
 def report_isolation(cfg: config.Common) -> None:
@@ -116,123 +129,6 @@ def newest(cfg: config.Common, resume: Resume) -> tuple[int, Path] | None:
 def updates_of(cfg: config.Common) -> int:
     """Optimizer updates of the whole run, which the learning-rate schedule stretches over."""
     return cfg.steps * (cfg.updates_per_step * cfg.passes if isinstance(cfg, config.GRPO) else 1)
-
-
-def starting_policy(cfg: config.Common) -> Policy:
-    """The model of model.path, or one made from model.new."""
-    device = pick_device(cfg.backend.device)
-    if cfg.model.new is None:
-        return load_policy(cfg.model, device)
-    tokenizer = character_tokenizer()
-    return make_policy(small_model(cfg.model.new, tokenizer, cfg.seed).to(device), tokenizer)
-
-
-class Loop:
-    """Steps from the checkpoint, or from 1, to the last."""
-
-    folder: RunFolder
-
-    def __init__(self, cfg: config.Common, parts: Parts, recipe: Recipe) -> None:
-        self.cfg, self.parts, self.recipe = cfg, parts, recipe
-        self.held_out: list[Prompt] = []
-        if cfg.evaluation.every:
-            task = cfg.evaluation.task or held_out_task(cfg.task)
-            if cfg.evaluation.limit and not task.limit:
-                task = task.model_copy(update={"limit": cfg.evaluation.limit})
-            self.held_out = held_out_prompts(task, cfg, parts.policy)
-
-    def go(self, folder: RunFolder, found: tuple[int, Path] | None) -> None:
-        cfg, start, self.folder = self.cfg, 0, folder
-        if found is not None:
-            start = found[0]
-            if self.restore(found[1], start):
-                more = "raise steps to go on, or use" if cfg.optimizer.schedule == "constant" else "use"
-                print(f"{cfg.run_dir}: finished at step {start}; {more} --fresh to start over")
-                return
-            print(f"{cfg.run_dir}: continuing after step {start}")
-        self.folder.truncate_after(start)
-        saved = start
-        with Progress(cfg.steps, start) as progress, stop_signals() as stop:
-            for step in range(start + 1, cfg.steps + 1):
-                result = self.step(step)
-                self.folder.log_completions(step, result.completions)
-                self.folder.log_metrics(step, result.metrics)
-                progress.step(step, result.metrics)
-                last = result.finished or step == cfg.steps
-                if last or stop.signal or (cfg.checkpoint.every and step % cfg.checkpoint.every == 0):
-                    self.save(step, last)
-                    saved = step
-                if last or stop.signal:
-                    break
-        if stop.signal:
-            print(f"{cfg.run_dir}: saved after step {saved}; the same command goes on from there")
-            raise SystemExit(128 + stop.signal)
-
-    def step(self, step: int) -> StepResult:
-        try:
-            result = self.recipe.step(step)
-        except TooManyErrors as error:
-            self.folder.log_completions(step, completion_records(step, error.groups, [], None, None))
-            raise
-        metrics = dict(result.metrics)
-        if self.cfg.evaluation.every and step % self.cfg.evaluation.every == 0:
-            watch = Stopwatch(self.parts.watchdog)
-            with watch("evaluate"):
-                metrics |= self.evaluate(step)
-            metrics |= watch.metrics()
-        metrics["prompts/too_long"] = float(self.parts.stream.too_long)
-        return replace(result, metrics=metrics)
-
-    def evaluate(self, step: int) -> dict[str, float]:
-        chosen = self.cfg.evaluation
-        temperature = self.cfg.sampling.temperature if chosen.temperature is None else chosen.temperature
-        seed = step_seed(self.cfg.seed, "evaluate")
-        sampling = Sampling(chosen.n, self.cfg.sampling.max_tokens, temperature, seed=seed)
-        groups = self.parts.score(self.held_out, self.parts.engine.generate(self.held_out, sampling))
-        summary = summarise(groups, chosen.k)
-        return {f"eval/{name}": float(value) for name, value in summary.items() if isinstance(value, int | float)}
-
-    def save(self, step: int, finished: bool) -> None:
-        def write(path: Path) -> None:
-            self.parts.backend.save(path)
-            state = {
-                "step": step,
-                "finished": finished,
-                "steps": self.cfg.steps,
-                "recipe": self.recipe.save(path),
-                "stream": self.parts.stream.state(),
-                "random": checkpoint.random_states(),
-            }
-            (path / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
-
-        def use(path: Path) -> None:
-            link, fresh = self.folder.path / MODEL_LINK, self.folder.path / f".{MODEL_LINK}"
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(path.relative_to(self.folder.path))
-            fresh.replace(link)
-
-        checkpoint.save(self.folder.checkpoints, step, write, self.cfg.checkpoint.keep, use)
-
-    def restore(self, path: Path, step: int) -> bool:
-        """Whether the run had reached its end: its last step, or what the recipe was asked for."""
-        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        if state["finished"] and (state["step"] < state["steps"] or self.cfg.steps <= state["step"]):
-            return True
-        self.parts.backend.load(path)
-        self.recipe.load(path, state["recipe"], step)
-        self.parts.stream.restore(state["stream"])
-        checkpoint.restore_random_states(state["random"])
-        return False
-
-
-def held_out_task(task: config.Task) -> config.Task:
-    """The test split of the training task, which a single file does not have."""
-    if task.path is not None and "{split}" not in task.path:
-        raise UserError(
-            f"evaluation.every is set, but task.path={task.path} is one file and evaluation would be on the training "
-            "problems; write the split into it, as in DIR/gsm8k_{split}.jsonl, or set evaluation.task"
-        )
-    return task.model_copy(update={"split": "test"})
 
 
 def refuse_another_run(cfg: config.Common, resume: Resume) -> None:
@@ -289,30 +185,3 @@ def report_refused(parts: Parts) -> None:
             f"{len(refused)} problems left out, their answers being of no use to the verifier; the first: "
             f"{where}: {complaint}"
         )
-
-
-@dataclass
-class StopSignal:
-    signal: int = 0
-
-
-@contextmanager
-def stop_signals() -> Iterator[StopSignal]:
-    """SIGINT, SIGTERM and SIGHUP are noted; the loop looks after each step. A second one stops without saving."""
-    stop = StopSignal()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.signal:
-            raise KeyboardInterrupt
-        stop.signal = number
-        # os.write, not print: the signal may have come in the middle of one
-        os.write(2, b"\nfinishing this step, then saving; once more to leave at once\n")
-
-    # a closed terminal is an end like any other, unless nohup has said that it is none
-    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -24,6 +24,7 @@ class SFT:
 
     def __init__(self, cfg: config.SFT, parts: Parts) -> None:
         self.cfg, self.parts = cfg, parts
+        self.between_updates = True
         # held-out problems, so that `stop` measures what was learnt and not what was seen
         self.held_out: list[Prompt] = []
         if cfg.stop is not None:
@@ -32,16 +33,18 @@ class SFT:
 
     def step(self, step: int) -> StepResult:
         watch = Stopwatch(self.parts.watchdog)
+        self.between_updates = False
         with watch("update"):
             rows = [(prompt, self.solution(prompt)) for prompt in self.parts.stream.take(self.cfg.prompts_per_step)]
             batch = pad_rows(rows, [True] * len(rows), self.parts.policy.pad_id)
             batch = replace(batch, weights=token_mean(batch.loss_mask, 1))
             metrics = self.parts.backend.step(batch, negative_log_likelihood)
-            self.parts.engine.update_weights(self.parts.backend.weights(), version=step)
+        self.between_updates = True
         metrics["completion/length"] = float(batch.loss_mask.sum()) / len(batch)
 
         finished, stop = False, self.cfg.stop
         if stop is not None and step % stop.every == 0:
+            self.sync(step)
             with watch("generate"):
                 sampling = Sampling(1, self.cfg.sampling.max_tokens, 1.0, seed=step_seed(self.cfg.seed, "stop", step))
                 completions = self.parts.engine.generate(self.held_out, sampling)
@@ -50,7 +53,7 @@ class SFT:
             metrics["eval/accuracy"] = accuracy([s for group in groups for s in group.scores])
             finished = metrics["eval/accuracy"] >= stop.accuracy
         metrics |= watch.metrics()
-        return StepResult(metrics, finished=finished)
+        return StepResult(metrics, finished=finished, stream=self.parts.stream.state())
 
     def solution(self, prompt: Prompt) -> Completion:
         """The worked solution as a completion, ended by the end-of-sequence token, which is trained."""
@@ -70,11 +73,17 @@ class SFT:
             )
         return Completion(ids, (0.0,) * len(ids), text, "stop", 0)
 
+    def sync(self, step: int) -> None:
+        self.parts.engine.update_weights(self.parts.backend.weights(), version=step)
+
     def save(self, path: Path) -> dict[str, Any]:
         return {}
 
     def load(self, path: Path, state: dict[str, Any], step: int) -> None:
-        self.parts.engine.update_weights(self.parts.backend.weights(), version=step)
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def negative_log_likelihood(logprobs: Tensor, entropy: Tensor | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

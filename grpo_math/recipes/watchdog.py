@@ -1,6 +1,7 @@
-"""Every wait has a deadline: a phase that takes too long is named, all stacks are printed, and the process exits.
+"""Every wait has a deadline: a phase that takes too long is named, all stacks are written down, and the process exits.
 
-A hang (a deadlocked worker, a lost peer) otherwise costs the night. What was saved at the last checkpoint stays.
+A hang (a deadlocked worker, a lost peer) otherwise costs the night. What was saved at the last checkpoint stays, and
+where the hang has not touched the weights the run is saved as it was before the step.
 """
 
 from __future__ import annotations
@@ -10,17 +11,23 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 EXIT_CODE = 70  # EX_SOFTWARE
+RESCUE_S = 120.0  # longest that saving may take in the face of a hang
 
 
 class Watchdog:
-    """`enter` a phase and `leave` it; one that lasts longer than `seconds` ends the process with EXIT_CODE."""
+    """`enter` a phase and `leave` it; one that lasts longer than `seconds` ends the process with EXIT_CODE.
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._phase: tuple[str, float] | None = None
+    Each thread has a phase of its own. stacks: the file that gets every thread's stack. rescue: saves what it can and
+    says what it did; called in a thread of its own, which is not waited for longer than RESCUE_S."""
+
+    def __init__(self, seconds: float, stacks: Path | None = None, rescue: Callable[[], str] | None = None) -> None:
+        self.seconds, self.stacks, self.rescue = seconds, stacks, rescue
+        self._phases: dict[int, tuple[str, float]] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -34,20 +41,42 @@ class Watchdog:
         self._closed.set()
 
     def enter(self, phase: str) -> None:
-        self._phase = (phase, time.monotonic())
+        self._phases[threading.get_ident()] = (phase, time.monotonic())
 
     def leave(self) -> None:
-        self._phase = None
+        self._phases.pop(threading.get_ident(), None)
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self.seconds / 10)):
-            phase = self._phase
-            if phase is not None and time.monotonic() - phase[1] > self.seconds:
-                sys.stderr.write(
-                    f"\nerror: phase `{phase[0]}` has taken more than phase_timeout_s={self.seconds:g} seconds; where "
-                    "every thread stands follows. The last checkpoint is sound: the same command goes on from it\n"
-                )
-                sys.stderr.flush()
-                faulthandler.dump_traceback(all_threads=True)
-                # not sys.exit: the main thread is the one that hangs
-                os._exit(EXIT_CODE)
+            for phase, since in list(self._phases.values()):
+                if time.monotonic() - since > self.seconds:
+                    self._end(phase)
+
+    def _end(self, phase: str) -> None:
+        sys.stderr.write(
+            f"\nerror: phase `{phase}` has taken more than phase_timeout_s={self.seconds:g} seconds; where every "
+            "thread stands follows. The last checkpoint is sound: the same command goes on from it\n"
+        )
+        sys.stderr.flush()
+        faulthandler.dump_traceback(all_threads=True)
+        if self.stacks is not None:
+            self._write_stacks(self.stacks, phase)
+        if self.rescue is not None:
+            saving = threading.Thread(target=self._save, args=(self.rescue,), name="rescue", daemon=True)
+            saving.start()
+            saving.join(RESCUE_S)
+        # not sys.exit: the main thread is the one that hangs
+        os._exit(EXIT_CODE)
+
+    def _write_stacks(self, path: Path, phase: str) -> None:
+        try:
+            with path.open("w", encoding="utf-8") as stream:
+                stream.write(f"phase `{phase}` took more than {self.seconds:g} seconds\n")
+                stream.flush()
+                faulthandler.dump_traceback(stream, all_threads=True)
+        except OSError as error:
+            sys.stderr.write(f"{path} cannot be written: {error.strerror}\n")
+
+    def _save(self, rescue: Callable[[], str]) -> None:
+        sys.stderr.write(rescue() + "\n")
+        sys.stderr.flush()

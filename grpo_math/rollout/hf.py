@@ -26,15 +26,18 @@ from grpo_math.types import Completion, Prompt, Sampling, UserError
 
 
 class HFEngine:
-    """max_rows bounds the completions decoded side by side; autocast is the backend's, so that both round alike."""
+    """max_rows bounds the completions decoded side by side; autocast is the backend's, so that both round alike.
+    shares_weights: the policy is the trainer's own, so that whatever that learns is here at once."""
 
-    def __init__(self, policy: Policy, max_rows: int, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self, policy: Policy, max_rows: int, autocast: torch.dtype | None = None, shares_weights: bool = False
+    ) -> None:
         if "past_key_values" not in signature(policy.model.forward).parameters:
             raise UserError(
                 f"{type(policy.model).__name__} keeps its state in a way of its own, not in transformers' cache "
                 "(its forward takes no past_key_values): rollout.engine=hf cannot sample from it; take another model"
             )
-        self.policy, self.max_rows, self.autocast = policy, max_rows, autocast
+        self.policy, self.max_rows, self.autocast, self.shares_weights = policy, max_rows, autocast, shares_weights
         self.version = 0
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[list[Completion]]:
@@ -56,16 +59,19 @@ class HFEngine:
         return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Copies what is not already the same memory: in process the trainer and this engine share one model."""
-        own = dict(self.policy.model.named_parameters())
-        missing = set(own)
-        with torch.no_grad():
-            for name, tensor in weights:
-                missing.discard(name)
-                if name in own and own[name].data_ptr() != tensor.data_ptr():
-                    own[name].copy_(tensor)
-        if missing:
-            raise RuntimeError(f"update_weights left {len(missing)} parameters as they were, {min(missing)} among them")
+        """Copies them, where the memory is not the trainer's anyway."""
+        if not self.shares_weights:
+            own = dict(self.policy.model.named_parameters())
+            missing = set(own)
+            with torch.no_grad():
+                for name, tensor in weights:
+                    missing.discard(name)
+                    if name in own:
+                        own[name].copy_(tensor)
+            if missing:
+                raise RuntimeError(
+                    f"update_weights left {len(missing)} parameters as they were, {min(missing)} among them"
+                )
         self.version = version
 
     def sleep(self) -> None:

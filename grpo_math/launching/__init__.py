@@ -1,0 +1,1 @@
+"""How many machines become the ranks of one run, through launchers that exist already: one file for each."""

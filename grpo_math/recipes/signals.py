@@ -1,0 +1,37 @@
+"""SIGINT, SIGTERM and SIGHUP while training: noted, and acted on after the step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass
+class StopSignal:
+    signal: int = 0
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignal]:
+    """SIGINT, SIGTERM and SIGHUP are noted; the loop looks after each step. A second one stops without saving."""
+    stop = StopSignal()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.signal:
+            raise KeyboardInterrupt
+        stop.signal = number
+        # os.write, not print: the signal may have come in the middle of one
+        os.write(2, b"\nfinishing this step, then saving; once more to leave at once\n")
+
+    # a closed terminal is an end like any other, unless nohup has said that it is none
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
