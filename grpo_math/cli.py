@@ -32,7 +32,7 @@ from grpo_math.cli_options import (
     Workers,
 )
 from grpo_math.sandbox.limits import LEVELS, Limits
-from grpo_math.types import EngineError, UserError
+from grpo_math.types import EngineError, PeerFailed, UserError
 
 if TYPE_CHECKING:
     from grpo_math import config
@@ -51,8 +51,12 @@ class _Group(TyperGroup):
                 typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error
         except EngineError as error:
-            typer.echo(f"error: {error}", err=True)
+            if os.environ.get("RANK", "0") == "0":  # every rank has it
+                typer.echo(f"error: {error}", err=True)
             raise typer.Exit(75) from error
+        except PeerFailed as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from error

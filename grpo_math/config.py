@@ -187,13 +187,13 @@ class Common(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Common:
-        engine, zero = self.rollout.engine, self.backend.deepspeed.zero
+        engine = self.rollout.engine
         if self.model.new is not None and engine != "hf":
             raise ValueError(f"model.new makes a model that {engine} has no folder of; set rollout.engine=hf")
-        if self.model.load_in_4bit and self.backend.name == "deepspeed" and zero == 3:
+        if self.model.load_in_4bit and self.backend.name == "deepspeed":
             raise ValueError(
-                f"model.load_in_4bit=true with backend.deepspeed.zero={zero}: weights in 4 bits cannot be split over "
-                "the ranks; set backend.deepspeed.zero=2"
+                "model.load_in_4bit=true with backend.name=deepspeed has not been made to work; set "
+                "backend.name=torch, or load_in_4bit=false"
             )
         return self
 

@@ -7,7 +7,10 @@ backend's.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -17,13 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from grpo_math.types import UserError
+from grpo_math.types import EngineError, PeerFailed, UserError
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 T = TypeVar("T")
-
-
-class PeerFailed(RuntimeError):
-    """Another rank failed, and has said why."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Ranks:
         return max(self.gather([value]))
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do it on every rank. Where it fails on one it fails on all: none is left waiting for the others."""
+        """Do it on every rank. Where it fails on one it fails on all, so that none is left waiting for the others: with
+        PeerFailed, or with EngineError where that is what one had."""
         try:
             result = work()
         except Exception as error:
@@ -73,7 +74,8 @@ class Ranks:
             raise
         for rank, complaint in enumerate(self.gather([""])):
             if complaint:
-                raise PeerFailed(f"rank {rank} failed: {complaint}")
+                kind = EngineError if complaint.startswith(f"{EngineError.__name__}:") else PeerFailed
+                raise kind(f"rank {rank} failed: {complaint}")
         return result
 
     def tell(self, work: Callable[[], T]) -> T:
@@ -103,6 +105,7 @@ def join(deadline_s: float) -> Ranks:
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set but not {', '.join(missing)}; start the ranks with "
             "torchrun --nproc-per-node N -m grpo_math train ..., or unset WORLD_SIZE"
         )
+    _end_with_launcher()
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     ranks = Ranks(rank, size, local_rank, deadline_s)
     if not dist.is_initialized():
@@ -112,6 +115,13 @@ def join(deadline_s: float) -> Ranks:
         # two networks: tensors between devices, and Python objects between CPUs
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=deadline_s))
     return ranks
+
+
+def _end_with_launcher() -> None:
+    """Have the kernel send SIGTERM when the launcher is gone, however that came about: the run saves and ends, instead
+    of going on unseen and holding its folder."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def leave() -> None:

@@ -24,6 +24,10 @@ class EngineError(RuntimeError):
     """Nothing is left that samples. The run saves what it has and ends."""
 
 
+class PeerFailed(RuntimeError):
+    """Another rank failed, and has said why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What to solve, and what is needed to check it."""

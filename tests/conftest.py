@@ -10,6 +10,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may wait for a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# in the models of the tests a second thread only waits for the first; set here, before torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 

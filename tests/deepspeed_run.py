@@ -28,10 +28,11 @@ from grpo_math.backend.torch import TorchBackend
 from grpo_math.batch import pad_rows
 from grpo_math.lora import add_lora
 from grpo_math.losses import REDUCTIONS, make_loss
-from grpo_math.policy import load_policy
+from grpo_math.policy import load_policy, make_policy
 from grpo_math.ranks import Ranks, join, leave
+from grpo_math.small_model import character_tokenizer, small_model
 from grpo_math.types import UserError
-from tests.tiny import completion, prompt, save_tiny, tiny_policy
+from tests.tiny import TINY, completion, prompt
 
 CPU = torch.device("cpu")
 # everything that can differ between the two is in force: clipping, decay, a schedule
@@ -50,6 +51,17 @@ def case(*worlds: int):
         return function
 
     return add
+
+
+def tiny_policy(seed=0, sharp=1.0, context=128, layers=1):
+    """tests.tiny's, of one layer: most of the time of these cases goes into what DeepSpeed hangs on each."""
+    tokenizer = character_tokenizer()
+    model = small_model(TINY.model_copy(update={"context": context, "layers": layers}), tokenizer, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(sharp)
+    return make_policy(model, tokenizer)
 
 
 def rows(policy, reduction="token_mean", count=7, seed=0, masked=(3,)):
@@ -125,12 +137,12 @@ def compare(ours, theirs, batches, loss=LOSS, entropy=False):
 @case(2)
 def every_stage_and_reduction_as_torch():
     for reduction, budget in zip(REDUCTIONS, (64, 20, 1000, 40), strict=True):
-        batch = rows(tiny_policy(), reduction)
-        plain = on_torch(tiny_policy(sharp=2.0), 1000)
+        batch, layers = rows(tiny_policy(), reduction), 2 if reduction == "token_mean" else 1
+        plain = on_torch(tiny_policy(sharp=2.0, layers=layers), 1000)
         expected = [plain.step(batch, LOSS) for _ in range(10)]
         assert min(step["optim/grad_norm"] for step in expected) > OPTIMIZER.max_grad_norm
         for zero in (0, 1, 2, 3):
-            with on_deepspeed(tiny_policy(sharp=2.0), zero, budget) as backend:
+            with on_deepspeed(tiny_policy(sharp=2.0, layers=layers), zero, budget) as backend:
                 for step in expected:
                     found = backend.step(batch, LOSS)
                     near(found, step)
@@ -176,7 +188,7 @@ def recomputation_offload_and_entropy_as_torch():
         {"zero": 3, "offload_optimizer": True, "offload_parameters": True},
     ):
         with on_deepspeed(tiny_policy(sharp=2.0), **options) as backend:
-            compare(backend, on_torch(tiny_policy(sharp=2.0)), [batch] * 4, loss_of(entropy=0.01), entropy=True)
+            compare(backend, on_torch(tiny_policy(sharp=2.0)), [batch] * 2, loss_of(entropy=0.01), entropy=True)
 
 
 @case(2)
@@ -188,14 +200,13 @@ def bfloat16_learns():
         {"zero": 1},
         {"zero": 2, "recompute": True},
         {"zero": 3, "recompute": True},
-        {"zero": 1, "offload_optimizer": True},
         {"zero": 2, "offload_optimizer": True},
         {"zero": 3, "offload_optimizer": True, "offload_parameters": True},
     ):
         with on_deepspeed(tiny_policy(sharp=2.0), dtype="bfloat16", **options) as backend:
             before = backend.logprobs(batch).sum()
-            steps = [backend.step(batch, LOSS) for _ in range(8)]
-            assert backend.logprobs(batch).sum() > before + 5
+            steps = [backend.step(batch, LOSS) for _ in range(5)]
+            assert backend.logprobs(batch).sum() > before + 2
             assert {tensor.dtype for tensor in weights(backend).values()} == {torch.bfloat16}
             near(steps[0], on_torch(tiny_policy(sharp=2.0)).step(batch, LOSS), 0.05)
 
@@ -426,7 +437,9 @@ def a_bad_gradient_on_one_rank_is_skipped_on_all():
 def weights_are_split_while_they_are_read():
     folder = FOLDER / "model"
     if RANKS.first:
-        save_tiny(folder)
+        policy = tiny_policy()
+        policy.model.save_pretrained(folder)
+        policy.tokenizer.save_pretrained(folder)
     RANKS.wait()
     for dtype in (torch.float32, torch.bfloat16):
         for offload in (False, True):

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -90,15 +91,21 @@ def test_four_processes_read_what_two_wrote(folder):
 
 @pytest.mark.slow
 def test_it_says_nothing(folder):
-    """Neither while it trains nor as it ends."""
+    """Neither while it trains nor as it ends. (triton's lines on what it leaked, at the end of any process that
+    imports it, are not ours to silence.)"""
     for ranks in (1, 2):
         run(folder, ranks)
-        assert (folder / f"output-{ranks}.txt").read_text() == ""
+        said = (folder / f"output-{ranks}.txt").read_text()
+        assert said.partition("nanobind: leaked")[0] == ""
+
+
+@cache
+def asked():
+    return prompt(tiny_policy(), "1")
 
 
 def a_batch(lengths, masked=()):
-    policy = tiny_policy()
-    rows = [(prompt(policy, "1"), completion([5] * n)) for n in lengths]
+    rows = [(asked(), completion([5] * n)) for n in lengths]
     return pad_rows(rows, [i not in masked for i in range(len(lengths))], 0)
 
 

@@ -197,6 +197,48 @@ def test_a_stall_names_its_phase_prints_the_stacks_and_exits(setting, tmp_path):
     assert process.returncode == 70
     assert "phase `verify`" in errors
     assert "in score" in errors
+    assert "in score" in (Path(cfg.run_dir) / "stacks-0.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_stall_loses_no_step_that_was_done(setting, tmp_path):
+    """The third step's verdicts never come: the state after the second is saved, of which no checkpoint was due."""
+    changes = {"phase_timeout_s": 6.0, "scoring": {"workers": 1, "timeout_s": 100}, "checkpoint": {"every": 50}}
+    body = "import pathlib; n = pathlib.Path(__file__).with_name('count'); k = len(n.read_text()) if n.exists() else 0"
+    stalls = body + "; n.write_text('x' * (k + 1)); time.sleep(60 if k >= 2 * 16 else 0)"
+    cfg = setting(stalls, **changes, run_dir=str(tmp_path / "stalled"))
+    process = start(cfg, tmp_path)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 70, errors
+    done = lines(cfg, "metrics.jsonl")[-1]["step"]
+    assert done >= 1
+    assert f"saved after step {done}" in errors
+    whole = setting(**changes, run_dir=str(tmp_path / "whole"))
+    run(whole)
+    again = setting(**changes, run_dir=str(tmp_path / "stalled"))
+    run(again)
+    assert_same_run(whole, again, 4)
+
+
+def test_a_run_whose_sampler_is_lost_saves_the_step_before(setting, tmp_path, monkeypatch):
+    from grpo_math.rollout import hf
+    from grpo_math.types import EngineError
+
+    class Lost(hf.HFEngine):
+        def generate(self, prompts, sampling):
+            if self.version == 2:
+                raise EngineError("no server is left")
+            return super().generate(prompts, sampling)
+
+    cfg = setting(checkpoint={"every": 50}, run_dir=str(tmp_path / "lost"))
+    with monkeypatch.context() as patched:
+        patched.setattr(hf, "HFEngine", Lost)
+        with pytest.raises(EngineError, match=r"no server is left\n.*saved after step 2"):
+            run(cfg)
+    whole = setting(checkpoint={"every": 50}, run_dir=str(tmp_path / "whole"))
+    run(whole)
+    run(cfg)
+    assert_same_run(whole, cfg, 4)
 
 
 def test_a_check_of_gold_answers_that_hangs_is_a_phase_too(setting, tmp_path):

@@ -37,3 +37,5 @@ class TrainBackend(Protocol):
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote."""
+
+    def close(self) -> None: ...

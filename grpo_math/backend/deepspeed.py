@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from grpo_math.backend.base import LossFn, Metrics
@@ -24,12 +25,13 @@ from grpo_math.backend.dealing import deal
 from grpo_math.backend.deepspeed_checkpoint import Checkpoint
 from grpo_math.backend.deepspeed_config import deepspeed_config
 from grpo_math.backend.states import Progress
-from grpo_math.backend.torch import GIVE_UP_AFTER, sampled_tokens, schedule
+from grpo_math.backend.torch import GIVE_UP_AFTER, decay_groups, sampled_tokens, schedule
 from grpo_math.batch import Batch
 from grpo_math.lora import engine_weights
 from grpo_math.policy import Policy, check_head
 from grpo_math.ranks import Ranks
 from grpo_math.reference import AdapterOff, Reference
+from grpo_math.types import UserError
 from grpo_math.zero import load_deepspeed
 
 if TYPE_CHECKING:
@@ -83,12 +85,15 @@ class DeepSpeedBackend:
             model.train()
         if self.stage == 3:
             self._agree_on_new_weights()
-        with redirect_stdout(StringIO()):  # stage 1 in bfloat16 prints tables of the memory in use, asked or not
-            self.engine, *_ = self.deepspeed.initialize(
-                model=Scorer(policy, temperature, self.chunk),
-                optimizer=self._adamw(optimizer, backend.deepspeed.offload_optimizer),
-                config=self.settings,
-            )
+        try:
+            with redirect_stdout(StringIO()):  # stage 1 in bfloat16 prints tables of the memory in use, asked or not
+                self.engine, *_ = self.deepspeed.initialize(
+                    model=Scorer(policy, temperature, self.chunk),
+                    optimizer=self._adamw(optimizer, backend.deepspeed.offload_optimizer),
+                    config=self.settings,
+                )
+        except ValidationError as error:  # a key inside a section of theirs, which they check themselves
+            raise UserError(f"backend.deepspeed.config={backend.deepspeed.config}: {error}") from error
         self.scorer: Scorer = self.engine.module
         self._norm: float | None = None
         if self.stage == 0 and not self.half:
@@ -98,7 +103,7 @@ class DeepSpeedBackend:
             check_head(policy)  # not before: it is DeepSpeed's hooks that make the weights whole
 
     def _adamw(self, optimizer: config.Optimizer, offload: bool) -> torch.optim.Optimizer:
-        groups = _decay_groups(self.policy.model, optimizer.weight_decay)
+        groups = decay_groups(self.policy.model, optimizer.weight_decay)
         # the rate is set before each update; 0 until then, because DeepSpeed makes a step of its own in some stages
         options: dict[str, Any] = {"lr": 0.0, "betas": optimizer.betas, "eps": optimizer.eps}
         if offload and self.device.type != "cpu":
@@ -231,12 +236,3 @@ class DeepSpeedBackend:
 def trained_rows(batch: Batch) -> Tensor:
     """Those with a trained token; the others have no loss, no gradient and no log-probability."""
     return batch.loss_mask.any(1).nonzero().squeeze(1)
-
-
-def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """As torch.decay_groups has it, by the shapes that weights have where they are not split."""
-    trained = [(p, len(getattr(p, "ds_shape", p.shape))) for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p, dimensions in trained if dimensions >= 2], "weight_decay": weight_decay},
-        {"params": [p for p, dimensions in trained if dimensions < 2], "weight_decay": 0.0},
-    ]

@@ -122,10 +122,19 @@ class TorchBackend:
         torch.save(state, path / STATE_FILE)
 
     def load(self, path: Path) -> None:
+        if not (path / STATE_FILE).exists():
+            raise UserError(
+                f"{path}: has no {STATE_FILE}, which backend.name=torch goes on from; was it written with "
+                "backend.name=deepspeed? Set that again, or "
+                f"give model.path={path} and another run_dir"
+            )
         load_saved(self.policy, path)
         state = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+    def close(self) -> None:
+        pass
 
 
 def sampled_tokens(batch: Batch) -> Tensor:
@@ -174,11 +183,13 @@ def load_saved(policy: Policy, path: Path) -> None:
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay for matrices; none for biases and norms, as usual."""
+    """Weight decay for matrices; none for biases and norms, as usual. ZeRO-3 keeps the shape that it splits in
+    ds_shape."""
     parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = {id(p) for p in parameters if len(getattr(p, "ds_shape", p.shape)) >= 2}
     return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) in matrices], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) not in matrices], "weight_decay": 0.0},
     ]
 
 

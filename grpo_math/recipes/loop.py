@@ -95,7 +95,7 @@ class Loop:
             self.folder.log_completions(step, completion_records(step, error.groups, [], None, None))
             raise
         except EngineError as error:
-            raise EngineError(f"{error}\n{self.rescue()}") from error
+            raise EngineError(f"{error}\n{self.rescue(together=True)}") from error
         self.mark(step, result.stream)
         return result
 
@@ -110,7 +110,7 @@ class Loop:
                 with watch("evaluate"):
                     metrics |= self.evaluate(step)
         except EngineError as error:
-            raise EngineError(f"{error}\n{self.rescue()}") from error
+            raise EngineError(f"{error}\n{self.rescue(together=True)}") from error
         return metrics | watch.metrics()
 
     def phase(self, name: str, work: Callable[[], None]) -> None:
@@ -122,12 +122,13 @@ class Loop:
         """What a checkpoint of this step needs beside the weights, should it be made only when the next one fails."""
         self.done = Done(step, stream, checkpoint.random_states())
 
-    def rescue(self) -> str:
-        """Save the last whole step, if the weights are still those after it and no other rank is needed for that."""
+    def rescue(self, together: bool = False) -> str:
+        """Save the last whole step, if the weights are still those after it. together: every rank is at this point;
+        otherwise only a rank that is alone can save."""
         step, where = self.done.step, self.cfg.run_dir
         if step == self.saved:
             return f"{where}: the checkpoint of step {step} is the newest there can be"
-        if not self.recipe.between_updates or self.parts.ranks.size > 1:
+        if not self.recipe.between_updates or (self.parts.ranks.size > 1 and not together):
             return f"{where}: the run goes on from the checkpoint of step {self.saved}"
         self.save(False)
         return f"{where}: saved after step {step}; the same command goes on from there"

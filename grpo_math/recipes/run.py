@@ -79,6 +79,7 @@ def _run(cfg: config.Common, resume: Resume, ranks: Ranks) -> None:
     loop = Loop(cfg, parts, recipe)
     # nothing is written, and of an earlier run nothing thrown away, before all that can be wrong has been seen
     with (
+        closing(parts.backend),
         closing(parts.engine),
         closing(recipe),
         open_folder(cfg, ranks) as folder,

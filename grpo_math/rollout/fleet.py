@@ -67,6 +67,7 @@ class Lane:
         return self.ready and (job.size <= room or not self.active)
 
     def fail(self, error: ServerError) -> None:
+        self.ready = False  # at once: what it had must not come back to it
         if self.error is None:
             self.error = error
             self.broken.set()
@@ -118,6 +119,7 @@ class _Round:
         self.todo = deque(jobs)
         self.failures: dict[Job, int] = {}
         self.done: dict[Job, list[Sampled]] = {}
+        self.started = False
         self.over = asyncio.Event()
         self.fatal: Exception | None = None
         self.lanes = [Lane(server) for server in fleet.servers]
@@ -127,6 +129,7 @@ class _Round:
         try:
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(*(lane.looked.wait() for lane in self.lanes)), FIRST_LOOK_S)
+            self.started = True
             self._hand_out()
             await self._until_over(keepers)
         finally:
@@ -158,7 +161,7 @@ class _Round:
                 raise self.fleet.no_server_left()
 
     def _hand_out(self) -> None:
-        while self.todo:
+        while self.started and self.todo:
             free = [lane for lane in self.lanes if lane.takes(self.todo[0])]
             if not free or self.over.is_set():
                 return
