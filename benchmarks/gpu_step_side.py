@@ -29,8 +29,8 @@ from grpo_math.rollout.hf import HFEngine
 from grpo_math.types import Problem, Prompt, Sampling
 
 TINY = Shape(64, 128, 2, 2, 1, 32, 512, tied=True, bias=128)
-# random weights give nearly uniform distributions; the final norm's weight times this is a temperature below 1, at which
-# a token has about as many nats as in a trained model
+# random weights give nearly uniform distributions; the final norm's weight times this is a temperature below 1,
+# at which they are as uneven as a trained model's
 SHARP = 8.0
 
 

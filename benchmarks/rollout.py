@@ -1,6 +1,6 @@
-"""How fast does each engine sample, and take new weights? The HF engine, vLLM in process and vLLM's server: CPU, float32.
+"""How fast does each engine sample, and take new weights? HF, vLLM in process and vLLM's server; CPU, float32.
 
-    python -m benchmarks.rollout                                     a model with random weights, 12.7 M parameters
+    python -m benchmarks.rollout                                     a model with random weights, 14.5 M parameters
     python -m benchmarks.rollout --model runs/quickstart/base/model --prompts 16 --group-size 16 --max-tokens 64
 
 Plain vLLM, `vllm.LLM.generate` with our engine's fields and options and nothing of ours around it, is what our vLLM
@@ -9,8 +9,8 @@ round. All completions are as long as --max-tokens, prompts are of one length an
 settings that vLLM arrived at, threads too, must be equal on both sides. Left out: GPUs, several ranks, start-up.
 """
 
-# direct: vLLM's own call on our engine's own vllm.LLM, so that the difference to it is what our Python costs and nothing
-# else; unseeded: plain vLLM without a seed in each request, which is what a run that can be repeated pays
+# direct: vLLM's own call on our engine's own vllm.LLM, so that the difference to it is what our Python costs and no
+# more; unseeded: plain vLLM without a seed in each request, which is what a run that can be repeated pays
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -77,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{context} tokens that the model reads"
             )
         samples, syncs = measure(setting, given.contenders, given.rounds, given.syncs, Path(folder))
-    check_equal_work(samples, setting)
-    print(report(samples, syncs, setting))
+        check_equal_work(samples, setting)
+        print(report(samples, syncs, setting))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -170,10 +170,8 @@ def side(kind: str, setting: Setting) -> Iterator[Connection]:
         yield ours
     finally:
         if process.is_alive():
-            try:
+            with suppress(OSError):  # it ended in between
                 ours.send(("close",))
-            except OSError:  # it ended in between
-                pass
         ours.close()
         process.join(20)
         if process.is_alive():
@@ -319,14 +317,8 @@ def sync_table(syncs: Mapping[str, Sequence[Sent]]) -> str:
     for name, results in syncs.items():
         seconds, size = median(r.seconds for r in results), results[0].bytes
         label = {"plain": "plain vLLM, reload_weights", "hf": "HF engine, a copy (shared weights: 0 s)"}
-        rows.append(
-            [
-                label.get(name, CONTENDERS[name][0]),
-                f"{seconds:.4f}",
-                f"{size / MIB:.1f}",
-                f"{size / MIB / seconds:,.0f}",
-            ]
-        )
+        speed = size / MIB / seconds
+        rows.append([label.get(name, CONTENDERS[name][0]), f"{seconds:.4f}", f"{size / MIB:.1f}", f"{speed:,.0f}"])
     return table(["weight sync", "s", "MiB", "MiB/s"], rows)
 
 

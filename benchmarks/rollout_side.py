@@ -86,8 +86,8 @@ class Side:
 
 
 def main(kind: str, setting: Setting, line: Connection) -> None:
-    """The whole life of the process: ("sample", way, round), ("sync",), ("close",); each is answered. An end of the line
-    ends it too."""
+    """The whole life of the process, which answers ("sample", way, round) and ("sync",) until ("close",) or the end of
+    the line."""
     torch.set_num_threads(setting.threads)
     policy = endless(load_policy(config.Model(path=setting.model), CPU))
     side = SIDES[kind](policy, setting)

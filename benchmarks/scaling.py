@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         print(described(given.threads, "torch", "transformers", "deepspeed"))
         print(
-            f"\nA model of {given.layers} layers of width {given.hidden}, {given.prompts} prompts a step, micro-batches "
-            f"of {given.micro_batch_tokens:,} tokens; threads are per process. Medians of {given.steps} steps x "
-            f"{given.rounds} rounds; ratios in brackets are to the first row."
+            f"\nA model of {given.layers} layers of width {given.hidden}, {given.prompts} prompts a step, "
+            f"micro-batches of {given.micro_batch_tokens:,} tokens; threads are per process. Medians of "
+            f"{given.steps} steps x {given.rounds} rounds; ratios in brackets are to the first row."
         )
         for name, settings in tables(work, given).items():
             print(f"\n{name}\n\n{cost_table(rounds(settings, given.rounds), settings)}", flush=True)
@@ -163,9 +163,8 @@ def measure(work: Work) -> Cost:
                     end(run)
             if code:
                 log.seek(0)
-                raise SystemExit(
-                    f"{work} ended with code {code} (-1: not within {MEASUREMENT_S} s):\n{log.read()[-4000:]}"
-                )
+                why = f"not within {MEASUREMENT_S} s" if code == -1 else f"code {code}"
+                raise SystemExit(f"{work} ended: {why}\n{log.read()[-4000:]}")
         return Cost(**json.loads(out.read_text()))
 
 

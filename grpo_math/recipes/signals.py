@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 
+ECHO_S = 0.2  # a signal so soon after the first is no second thought of anybody's
+
+
 @dataclass
 class StopSignal:
     signal: int = 0
+    since: float = 0.0
 
 
 @contextmanager
@@ -21,9 +26,13 @@ def stop_signals() -> Iterator[StopSignal]:
     stop = StopSignal()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if stop.signal:
-            raise KeyboardInterrupt
-        stop.signal = number
+            # the death of a launcher with several threads is told once for each of them
+            if now - stop.since > ECHO_S:
+                raise KeyboardInterrupt
+            return
+        stop.signal, stop.since = number, now
         # os.write, not print: the signal may have come in the middle of one
         os.write(2, b"\nfinishing this step, then saving; once more to leave at once\n")
 
