@@ -3,6 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 SEED ?= 0
+# two files of tests at a time; more need more memory and cores. One at a time: make test JOBS=
+JOBS ?= -n 2 --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 
 .PHONY: train test check format wheel vllm clean help
@@ -14,7 +16,7 @@ train: $(VENV)/core
 	$(BIN)/python -m grpo_math.quickstart --seed $(SEED)
 
 test: $(VENV)/dev $(VENV)/vllm
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(JOBS) $(PYTEST)
 
 # make check   linter, formatter and type checker, changing nothing
 check: $(VENV)/dev $(VENV)/vllm

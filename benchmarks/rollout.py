@@ -296,12 +296,12 @@ def equal_share(results: Sequence[Sampled], reference: Sequence[Sampled]) -> flo
 def overhead(samples: Mapping[str, Sequence[Sampled]], other: str) -> str:
     if not {"ours", other} <= samples.keys():
         return ""
-    extra = [
-        100 * (ours.seconds / theirs.seconds - 1) for ours, theirs in zip(samples["ours"], samples[other], strict=True)
-    ]
+    pairs = list(zip(samples["ours"], samples[other], strict=True))
+    extra = [100 * (ours.seconds / theirs.seconds - 1) for ours, theirs in pairs]
+    cpu = [100 * (ours.cpu_seconds / theirs.cpu_seconds - 1) for ours, theirs in pairs]
     return (
         f"Overhead of our vLLM engine over {CONTENDERS[other][0]}: {median(extra):.1f} % "
-        f"(rounds {min(extra):.1f} to {max(extra):.1f}).  "
+        f"(rounds {min(extra):.1f} to {max(extra):.1f}); of CPU time {median(cpu):.1f} %.  "
     )
 
 

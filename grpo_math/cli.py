@@ -84,6 +84,10 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
+    local_rank: Annotated[
+        int,
+        typer.Option("--local_rank", hidden=True, help="The deepspeed launcher's, which says it in LOCAL_RANK too."),
+    ] = 0,
 ) -> None:
     """Train language models to reason from rewards that a program can check."""
 
@@ -114,7 +118,7 @@ def train(
         raise UserError("--resume goes on with a run and --fresh discards it; give one of them")
     cfg = load_config(path, overrides or [])
     if os.environ.get("RANK", "0") == "0":
-        preflight(cfg)
+        preflight(cfg, int(os.environ.get("WORLD_SIZE", "1")))
     _show_log()
     from grpo_math.recipes.run import run
 
@@ -312,7 +316,7 @@ def plan(
 
     cfg = load_config(path, overrides or [])
     typer.echo(planning.plan(cfg, nodes * gpus, gpu_memory))
-    planning.preflight(cfg)
+    planning.preflight(cfg, nodes * gpus)
     typer.echo("\nThe checks that need no model pass.")
 
 

@@ -65,9 +65,9 @@ class Reward(Section):
 
 
 class Scoring(Section):
-    """Verifiers run in `workers` processes; one that takes over `timeout_s` seconds for a completion is killed, and one
-    that allocates over `memory_mb` megabytes gets a MemoryError. What is not judged `batch_timeout_s` seconds after it
-    was asked for, all completions of a step together, has no score."""
+    """Verifiers run in `workers` processes on each machine; one that takes over `timeout_s` seconds for a completion is
+    killed, and one that allocates over `memory_mb` megabytes gets a MemoryError. What is not judged `batch_timeout_s`
+    seconds after it was asked for, all completions of a step together, has no score."""
 
     workers: Count = 2
     timeout_s: Positive = 2.0
@@ -190,6 +190,11 @@ class Common(Section):
         engine = self.rollout.engine
         if self.model.new is not None and engine != "hf":
             raise ValueError(f"model.new makes a model that {engine} has no folder of; set rollout.engine=hf")
+        if engine == "hf" and self.model.lora.rank and self.model.lora.sync == "adapter":
+            raise ValueError(
+                "model.lora.sync=adapter is for vLLM, and rollout.engine=hf samples from the trained model itself; "
+                "leave model.lora.sync out"
+            )
         if self.model.load_in_4bit and self.backend.name == "deepspeed":
             raise ValueError(
                 "model.load_in_4bit=true with backend.name=deepspeed has not been made to work; set "
@@ -263,6 +268,12 @@ class GRPO(Common):
             raise ValueError(
                 f"kl.reference={self.kl.reference} needs a reference with weights of its own, and with model.lora.rank="
                 f"{self.model.lora.rank} it is the model with its adapter off; set kl.reference=fixed"
+            )
+        coarse = self.backend.name == "deepspeed" and self.backend.dtype == "bfloat16"
+        if self.kl.coefficient and self.kl.reference == "ema" and coarse:
+            raise ValueError(
+                "kl.reference=ema moves the reference by less than bfloat16 can tell apart; set kl.reference=refresh, "
+                "or backend.dtype=float32"
             )
         if self.overlong.penalty_buffer and int(self.overlong.penalty_buffer * self.sampling.max_tokens) < 1:
             raise ValueError(

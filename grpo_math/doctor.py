@@ -26,6 +26,7 @@ IMPORT_LIMIT_S = 180
 CHECKOUT = "git config core.symlinks true && git checkout -- grpo_math/tasks grpo_math/verifiers"
 # what a package is for, where its name does not say it
 USES = {
+    "accelerate": "loading models that are split over devices",
     "aiohttp": "talking to sampling servers",
     "antlr4-python3-runtime": "reading LaTeX answers",
     "datasets": "data sets of the Hugging Face Hub",

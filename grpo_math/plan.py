@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from grpo_math import config, memory
@@ -28,7 +29,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def preflight(cfg: config.Common) -> None:
+def preflight(cfg: config.Common, ranks: int = 1) -> None:
     """Every check of a run that needs no model. Raises UserError with a line for each thing that is wrong."""
     complaints = []
     checks: list[Callable[[], object]] = [
@@ -37,6 +38,7 @@ def preflight(cfg: config.Common) -> None:
         lambda: check_model(cfg.model.path) if cfg.model.path else None,
         lambda: _check_context(cfg),
         lambda: check_writable(cfg.run_dir),
+        lambda: check_ranks_fit(cfg, ranks),
     ]
     if cfg.evaluation.task is not None:
         evaluated = cfg.evaluation.task
@@ -49,6 +51,34 @@ def preflight(cfg: config.Common) -> None:
                 complaints.append(str(error))
     if complaints:
         raise UserError("\n".join(complaints))
+
+
+def check_ranks_fit(cfg: config.Common, ranks: int) -> None:
+    """The backend and the engine can be run by so many processes."""
+    split = cfg.rollout.vllm.tensor_parallel
+    if ranks > 1 and cfg.backend.name == "torch":
+        raise UserError(
+            f"backend.name=torch trains in one process, and there are {ranks}; set backend.name=deepspeed, or start "
+            "only one"
+        )
+    if cfg.rollout.engine == "vllm" and ranks % split:
+        raise UserError(
+            f"rollout.vllm.tensor_parallel={split} does not divide the {ranks} ranks, over which vLLM in process "
+            "splits the model; start a multiple of it, or set rollout.vllm.tensor_parallel=1"
+        )
+
+
+def check_packages(cfg: config.Common) -> None:
+    """What the configuration needs beyond the package's own dependencies is installed here."""
+    needed = {
+        "vllm": cfg.rollout.engine == "vllm",
+        "deepspeed": cfg.backend.name == "deepspeed",
+        "peft": cfg.model.lora.rank > 0,
+    }
+    for name, wanted in needed.items():
+        if wanted and find_spec(name) is None:
+            how = "bash launch/install_vllm.sh" if name == "vllm" else f"pip install {name}"
+            raise UserError(f"this run needs {name}, which is not installed: {how}, or see grpo-math doctor")
 
 
 def resolve_rewards(cfg: config.Common) -> list[config.Reward]:

@@ -155,6 +155,12 @@ def load_policy(
         )
     options = {"trust_remote_code": spec.trust_remote_code, "revision": spec.revision}
     base = base_of_adapter(folder) or spec.path
+    if spec.lora.rank and base != spec.path:
+        raise UserError(
+            f"{where} holds an adapter, and model.lora.rank={spec.lora.rank} would train another one on top of it, "
+            "which nothing could load by itself; give the merged model (model.lora.save_merged=true writes one), or "
+            f"its base {base}"
+        )
     if zero == 3 and base != spec.path:
         raise UserError(
             f"{where} holds an adapter, which cannot be merged into weights that are split while they are read; give "

@@ -16,6 +16,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(__file__).parents[1].parent / "shared"
 
 
+# Files are run side by side; what takes minutes begins first, or the rest would wait for it at the end.
+LONGEST = (
+    "test_vllm_server",
+    "test_code_programs",
+    "test_kill",
+    "test_deepspeed",
+    "test_ranks",
+    "test_vllm_local",
+    "test_sandbox_life",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not (SHARED / "data").is_dir():

@@ -54,7 +54,7 @@ def test_every_program_is_judged_as_labelled(level: str, user: bool, what: str, 
     if not user and os.geteuid() != 0:
         pytest.skip("not root, so that root's case cannot be tried")
     tmp_path.chmod(0o755)
-    for above in tmp_path.parents[:2]:
+    for above in tmp_path.parents[:3]:
         above.chmod(0o755)
     wanted = {"all": lambda kind: True, "walls": lambda kind: kind not in NO_WALL, "no walls": NO_WALL.__contains__}
     lines = lines_of(wanted[what], shared, tmp_path)

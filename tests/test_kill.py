@@ -141,13 +141,14 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("ranks", "overrides", "kills"),
     [
-        (1, (), 3),
-        (2, ZERO2, 2),
-        (2, ZERO3, 3),
-        (1, ("rollout.engine=vllm",), 2),
-        (2, (*ZERO2, "rollout.engine=vllm"), 0),
+        (1, (), 2),
+        (2, ZERO2, 1),
+        (2, ZERO3, 2),
+        (1, ("rollout.engine=vllm",), 1),
+        (2, (*ZERO2, "rollout.engine=vllm"), 1),
+        (2, (*ZERO3, "rollout.engine=vllm"), 0),
     ],
-    ids=["torch", "zero2", "zero3", "torch-vllm", "zero2-vllm"],
+    ids=["torch", "zero2", "zero3", "torch-vllm", "zero2-vllm", "zero3-vllm"],
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_been(ranks, overrides, kills, model, tmp_path):
     kills = KILLS or kills

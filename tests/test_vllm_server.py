@@ -30,6 +30,7 @@ from grpo_math.serving.process import ServerProcess
 from grpo_math.serving.supervisor import GIVE_UP_AFTER, Post, Supervisor
 from grpo_math.small_model import character_tokenizer, small_model
 from grpo_math.types import Completion, EngineError, Prompt, Sampling, UserError
+from tests.test_kill import ZERO2, start, write_config
 from tests.tiny import prompt
 
 pytestmark = pytest.mark.slow
@@ -86,6 +87,7 @@ class Served:
         [port] = free_ports(1)
         self.url, self.log = f"http://127.0.0.1:{port}", log
         cfg = {"run_dir": str(log.parent), "task": "arithmetic", "model": {"path": str(model), "lora": lora or {}}}
+        cfg["rollout"] = {"engine": "vllm_server", "server": {"urls": [self.url]}}
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         with log.open("w") as output:
             self.process = subprocess.Popen(
@@ -413,7 +415,8 @@ for version in (4, 5):
     groups = engine.generate([prompt(policy, f"{i}+{i}=") for i in range(5)], Sampling(n=2, max_tokens=8))
     assert [len(group) for group in groups] == [2] * 5
     assert {c.policy_version for group in groups for c in group} == {version}
-print("rank", ranks.rank, hash(tuple(c.token_ids for group in groups for c in group)))
+# in one piece: the other rank writes into the same pipe
+sys.stdout.write(f"rank {ranks.rank} {hash(tuple(c.token_ids for group in groups for c in group))}\\n")
 engine.close()
 """
 
@@ -436,6 +439,32 @@ def test_two_ranks_share_the_servers(pair: tuple[Served, Served], model_folder: 
     lines = [line.split() for line in result.stdout.splitlines() if line.startswith("rank")]
     assert sorted(line[1] for line in lines) == ["0", "1"]
     assert len({line[2] for line in lines}) == 1  # every rank has all completions
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_run_of_two_ranks_samples_the_next_step_while_it_trains(
+    pair: tuple[Served, Served], model_folder: Path, tmp_path: Path
+) -> None:
+    """DeepSpeed on two processes, one server, a staleness of 1, and weights that change enough for a gap to show."""
+    path, log = write_config(tmp_path, model_folder), tmp_path / "log"
+    settings = (
+        *("rollout.engine=vllm_server", f"rollout.server.urls=[{pair[0].url}]", "run.staleness=1"),
+        *("correction=token_truncate", "steps=4", "optimizer.learning_rate=1e-2"),
+    )
+    assert start(path, 2, (*ZERO2, *settings), log).wait(timeout=240) == 0, log.read_text()
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["sampler/staleness"] for row in metrics] == [0, 1, 1, 1]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "completions.jsonl").read_text().splitlines()]
+    assert [{row["policy_version"] for row in rows if row["step"] == step} for step in range(1, 5)] == [
+        {0},
+        {0},
+        {1},
+        {2},
+    ]
+    # steps 1 and 2 have the same sampling weights, those that training started from
+    assert metrics[0]["sampler/gap"] < 1e-4
+    assert metrics[2]["sampler/gap"] > 1e-4
 
 
 # --- what is refused before anything is trained ----------------------------------------------------------------------

@@ -11,7 +11,6 @@ from grpo_math.backend.base import TrainBackend
 from grpo_math.policy import Policy, load_policy, make_policy, pick_device
 from grpo_math.ranks import Ranks
 from grpo_math.small_model import character_tokenizer, small_model
-from grpo_math.types import UserError
 
 
 def starting_policy(cfg: config.Common) -> Policy:
@@ -41,10 +40,7 @@ def make_backend(cfg: config.Common, policy: Policy, updates: int, ranks: Ranks)
 def _torch(cfg: config.Common, policy: Policy, updates: int, ranks: Ranks) -> TrainBackend:
     from grpo_math.backend.torch import TorchBackend
 
-    if ranks.size > 1:
-        raise UserError(
-            f"backend.name=torch trains in one process, and there are {ranks.size}; set backend.name=deepspeed"
-        )
+    assert ranks.size == 1, "plan.check_ranks_fit"
     return TorchBackend(policy, cfg.backend, cfg.optimizer, updates, cfg.micro_batch_tokens, cfg.sampling.temperature)
 
 

@@ -7,7 +7,8 @@
     5. sync      the sampler gets the new weights, and must agree with them
 
 Which advantage, loss, KL and correction is chosen once, in __init__, from the config. Left out: what surrounds a step
-(run folder, checkpoints, evaluation, signals), which is the same for every recipe and lives in run.py.
+(run folder, checkpoints, evaluation, signals), which is the same for every recipe and lives in loop.py, and that there
+may be several processes, which only the engine, the scorer and the backend know.
 """
 
 # P prompts, G group size, B completions with a score (rows of the batch), T tokens
@@ -101,7 +102,6 @@ class GRPO:
             metrics |= self.update(batch, step)
             self.move_reference_and_coefficient(metrics, step)
 
-        self.between_updates = True
         metrics |= watch.metrics(sampled.seconds)
         records = completion_records(step, groups, filtered, rewards, advantages)
         return StepResult(metrics, records, stream=sampled.stream)

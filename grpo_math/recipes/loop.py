@@ -43,18 +43,21 @@ class Loop:
     def __init__(self, cfg: config.Common, parts: Parts, recipe: Recipe) -> None:
         self.cfg, self.parts, self.recipe = cfg, parts, recipe
         self.done = Done(0, parts.stream.state(), checkpoint.random_states())
+        self.saving = False
         self.held_out: list[Prompt] = []
         if cfg.evaluation.every:
             task = cfg.evaluation.task or held_out_task(cfg.task)
             if cfg.evaluation.limit and not task.limit:
                 task = task.model_copy(update={"limit": cfg.evaluation.limit})
-            self.held_out = held_out_prompts(task, cfg, parts.policy)
+            self.held_out = held_out_prompts(task, cfg, parts)
 
     def go(self, folder: RunFolder, found: tuple[int, Path] | None) -> None:
         cfg, start, self.folder = self.cfg, 0, folder
         if found is not None:
             start = found[0]
-            if self.restore(found[1], start):
+            with Stopwatch(self.parts.watchdog)("load"):
+                ended = self.restore(found[1], start)
+            if ended:
                 more = "raise steps to go on, or use" if cfg.optimizer.schedule == "constant" else "use"
                 print(f"{cfg.run_dir}: finished at step {start}; {more} --fresh to start over")
                 return
@@ -96,6 +99,10 @@ class Loop:
             raise
         except EngineError as error:
             raise EngineError(f"{error}\n{self.rescue(together=True)}") from error
+        except Exception:
+            if self.parts.ranks.size == 1:  # of several ranks perhaps only this one is here
+                print(self.rescue(), file=sys.stderr)
+            raise
         self.mark(step, result.stream)
         return result
 
@@ -121,6 +128,7 @@ class Loop:
     def mark(self, step: int, stream: dict[str, Any]) -> None:
         """What a checkpoint of this step needs beside the weights, should it be made only when the next one fails."""
         self.done = Done(step, stream, checkpoint.random_states())
+        self.recipe.between_updates = True
 
     def rescue(self, together: bool = False) -> str:
         """Save the last whole step, if the weights are still those after it. together: every rank is at this point;
@@ -128,7 +136,7 @@ class Loop:
         step, where = self.done.step, self.cfg.run_dir
         if step == self.saved:
             return f"{where}: the checkpoint of step {step} is the newest there can be"
-        if not self.recipe.between_updates or (self.parts.ranks.size > 1 and not together):
+        if self.saving or not self.recipe.between_updates or (self.parts.ranks.size > 1 and not together):
             return f"{where}: the run goes on from the checkpoint of step {self.saved}"
         self.save(False)
         return f"{where}: saved after step {step}; the same command goes on from there"
@@ -165,8 +173,12 @@ class Loop:
             fresh.symlink_to(path.relative_to(self.folder.path))
             fresh.replace(link)
 
-        keep = self.cfg.checkpoint.keep
-        checkpoint.save(self.folder.checkpoints, done.step, write, keep, use, self.parts.ranks)
+        self.saving = True
+        try:
+            keep = self.cfg.checkpoint.keep
+            checkpoint.save(self.folder.checkpoints, done.step, write, keep, use, self.parts.ranks)
+        finally:
+            self.saving = False
         self.saved = done.step
 
     def restore(self, path: Path, step: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ class StepResult:
 
 
 class Recipe(Protocol):
-    between_updates: bool  # whether the weights are those after a whole step
+    between_updates: bool  # false from the first update of a step until the loop has marked the step as done
 
     def step(self, step: int) -> StepResult: ...
 
@@ -99,19 +100,25 @@ class Parts:
     stream: PromptStream
     watchdog: Watchdog
     ranks: Ranks
+    samplers: Ranks  # the same ranks, for what is told while sampling, which may go on in a thread of its own
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and completion together that both the trainer and the sampler can read."""
+        return min(self.policy.context, self.engine.context)
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], before: Sequence[Group] = ()
     ) -> list[Group]:
         """`before`: what else the step has sampled, to be written down too should this stop the run."""
         try:
-            return score_groups(self.scorer, prompts, completions, self.ranks)
+            return score_groups(self.scorer, prompts, completions, self.samplers)
         except TooManyErrors as error:
             error.groups[:0] = before
             raise
 
 
-def held_out_prompts(task: config.Task, cfg: config.Common, policy: Policy) -> list[Prompt]:
+def held_out_prompts(task: config.Task, cfg: config.Common, parts: Parts) -> list[Prompt]:
     """The problems of a finite split as prompts, in order, without those whose answer the verifier cannot use or whose
     prompt does not fit the context; says how many those are."""
     source = load_problems(task, gold_check(cfg))
@@ -119,7 +126,8 @@ def held_out_prompts(task: config.Task, cfg: config.Common, policy: Policy) -> l
         raise UserError(
             f"task {task.name}, split {task.split!r}, has no end and cannot be evaluated on; take another split"
         )
-    make, room = prompt_maker(task, find_task(task.name), policy.tokenizer), policy.context - cfg.sampling.max_tokens
+    make = prompt_maker(task, find_task(task.name), parts.policy.tokenizer)
+    room = parts.context - cfg.sampling.max_tokens
     prompts = [make(problem) for problem in source.problems]
     fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= room]
     left_out = len(source.refused) + len(prompts) - len(fitting)
@@ -141,26 +149,39 @@ def gold_check(cfg: config.Common) -> Callable[[Problem], str | None] | None:
     return getattr(find_verifier(resolve_rewards(cfg)[0].verifier), "check", None)
 
 
-def build_parts(cfg: config.Common, policy: Policy, updates: int, source: ProblemSource, ranks: Ranks) -> Parts:
-    room = policy.context - cfg.sampling.max_tokens
-    if room < 1:
-        raise UserError(
-            f"sampling.max_tokens={cfg.sampling.max_tokens} leaves no room for a prompt in the model's context of "
-            f"{policy.context} tokens; set sampling.max_tokens={policy.context // 2} or less"
-        )
+def build_parts(
+    cfg: config.Common,
+    policy: Policy,
+    updates: int,
+    source: ProblemSource,
+    ranks: Ranks,
+    watchdog: Watchdog | None = None,
+) -> Parts:
+    """updates: optimizer updates of the whole run. Engine and backend take the memory that they will hold."""
     # sampling may go on in a thread of its own, and then must not come between what the trainer's ranks tell each other
     samplers = ranks.apart()
     backend = make_backend(cfg, policy, updates, ranks)
+    engine = make_engine(cfg, policy, samplers, ranks)
+    context = min(policy.context, engine.context)
+    room = context - cfg.sampling.max_tokens
+    if room < 1:
+        raise UserError(
+            f"sampling.max_tokens={cfg.sampling.max_tokens} leaves no room for a prompt in the {context} tokens that "
+            f"the model and its sampler can read; set sampling.max_tokens={context // 2} or less"
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    scoring = cfg.scoring.model_copy(update={"workers": max(1, cfg.scoring.workers // here)})
     return Parts(
         policy=policy,
-        engine=make_engine(cfg, policy, samplers, ranks),
+        engine=engine,
         backend=backend,
-        scorer=Scorer(resolve_rewards(cfg), cfg.scoring, cfg.sandbox),
+        scorer=Scorer(resolve_rewards(cfg), scoring, cfg.sandbox),
         stream=PromptStream(
             ProblemStream(source, cfg.seed), prompt_maker(cfg.task, find_task(cfg.task.name), policy.tokenizer), room
         ),
-        watchdog=Watchdog(cfg.phase_timeout_s, Path(cfg.run_dir) / f"stacks-{ranks.rank}.txt"),
-        ranks=samplers,
+        watchdog=watchdog or Watchdog(cfg.phase_timeout_s),
+        ranks=ranks,
+        samplers=samplers,
     )
 
 

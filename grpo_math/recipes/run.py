@@ -21,15 +21,16 @@ from grpo_math import checkpoint, config
 from grpo_math.backend.make import starting_policy
 from grpo_math.config_file import dump_config
 from grpo_math.log import CHECKPOINTS, COMPLETIONS, METRICS, ReadOnlyFolder, RunFolder
-from grpo_math.plan import isolation_of, preflight, resolve_rewards
+from grpo_math.plan import check_packages, isolation_of, preflight, resolve_rewards
 from grpo_math.policy import pick_device
 from grpo_math.problems import load_problems
 from grpo_math.rank_checks import check_ranks
 from grpo_math.ranks import Ranks, join, leave
 from grpo_math.recipes.grpo import GRPO
 from grpo_math.recipes.loop import MODEL_LINK, Loop
-from grpo_math.recipes.parts import Parts, Recipe, build_parts, gold_check
+from grpo_math.recipes.parts import Parts, Recipe, Stopwatch, build_parts, gold_check
 from grpo_math.recipes.sft import SFT
+from grpo_math.recipes.watchdog import Watchdog
 from grpo_math.types import UserError
 
 Resume = Literal["auto", "must", "never"]
@@ -45,6 +46,8 @@ FREE_TO_CHANGE = (
     "micro_batch_tokens",
     "rollout.max_rows",
     "backend.logprob_chunk",
+    "backend.gradient_checkpointing",
+    "backend.deepspeed.",
     "rollout.vllm.",
     "rollout.server.",
 )
@@ -55,7 +58,8 @@ def run(cfg: config.Common, resume: Resume = "auto") -> None:
     starts over. SIGTERM and Ctrl-C finish the step, save and leave with 128 + the signal's number.
 
     Under torchrun or the deepspeed launcher every rank calls it; the first one writes and speaks for all."""
-    ranks = join(cfg.phase_timeout_s)
+    # later than the watchdog, which names the phase
+    ranks = join(cfg.phase_timeout_s + 60.0)
     try:
         with redirect_stdout(sys.stdout if ranks.first else open(os.devnull, "w")):
             _run(cfg, resume, ranks)
@@ -64,7 +68,8 @@ def run(cfg: config.Common, resume: Resume = "auto") -> None:
 
 
 def _run(cfg: config.Common, resume: Resume, ranks: Ranks) -> None:
-    ranks.tell(lambda: preflight(cfg))
+    ranks.tell(lambda: preflight(cfg, ranks.size))
+    check_packages(cfg)
     check_ranks(ranks, cfg)
     cfg = cfg.model_copy(update={"rewards": resolve_rewards(cfg)})
     ranks.tell(lambda: refuse_another_run(cfg, resume))
@@ -74,31 +79,38 @@ def _run(cfg: config.Common, resume: Resume, ranks: Ranks) -> None:
     source.require(cfg.prompts_per_step)
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(cfg.seed)
-    parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg), source, ranks)
-    recipe: Recipe = GRPO(cfg, parts) if isinstance(cfg, config.GRPO) else SFT(cfg, parts)  # type: ignore[arg-type]
-    loop = Loop(cfg, parts, recipe)
-    # nothing is written, and of an earlier run nothing thrown away, before all that can be wrong has been seen
-    with (
-        closing(parts.backend),
-        closing(parts.engine),
-        closing(recipe),
-        open_folder(cfg, ranks) as folder,
-        parts.scorer,
-        parts.watchdog,
-    ):
-        if resume == "never" and ranks.first:
-            clear(folder)
-        report_refused(parts)
-        report_isolation(cfg)
-        loop.go(folder, found)
+    with Watchdog(cfg.phase_timeout_s, Path(cfg.run_dir) / f"stacks-{ranks.rank}.txt") as watchdog:
+        with Stopwatch(watchdog)("load"):
+            parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg), source, ranks, watchdog)
+            recipe = make_recipe(cfg, parts)
+            loop = Loop(cfg, parts, recipe)
+        # nothing is written, and of an earlier run nothing thrown away, before all that can be wrong has been seen
+        with (
+            closing(parts.backend),
+            closing(parts.engine),
+            closing(recipe),
+            open_folder(cfg, ranks) as folder,
+            parts.scorer,
+        ):
+            if resume == "never" and ranks.first:
+                clear(folder)
+            report_refused(parts)
+            report_isolation(cfg)
+            loop.go(folder, found)
+
+
+def make_recipe(cfg: config.Common, parts: Parts) -> Recipe:
+    if isinstance(cfg, config.GRPO):
+        return GRPO(cfg, parts)
+    assert isinstance(cfg, config.SFT)
+    return SFT(cfg, parts)
 
 
 def open_folder(cfg: config.Common, ranks: Ranks) -> RunFolder:
     """The first rank writes; the others know where."""
-    folder = ranks.together(
+    return ranks.together(
         lambda: RunFolder(cfg.run_dir, dump_config(cfg), cfg.seed) if ranks.first else ReadOnlyFolder(cfg.run_dir)
     )
-    return folder
 
 
 def report_isolation(cfg: config.Common) -> None:

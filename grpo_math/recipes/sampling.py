@@ -20,6 +20,8 @@ from grpo_math.recipes.watchdog import Watchdog
 from grpo_math.rewards import has_signal
 from grpo_math.types import Group, Sampling
 
+CLOSE_S = 10.0  # longest that the end of a run waits for what is being sampled in vain
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -82,6 +84,7 @@ class Ahead:
     def __init__(self, inner: Sampler, staleness: int, steps: int, watchdog: Watchdog) -> None:
         self.inner, self.staleness, self.steps, self.watchdog = inner, staleness, steps, watchdog
         self.watch = Stopwatch(watchdog)
+        self.failed: BaseException | None = None
         self.asked: queue.Queue[tuple[int, Future[Sampled]] | None] = queue.Queue()
         self.pending: deque[tuple[int, Future[Sampled]]] = deque()
         self.thread = threading.Thread(target=self._work, name="sampler", daemon=True)
@@ -103,17 +106,22 @@ class Ahead:
     def rest(self) -> None:
         with self.watch("wait"):
             for _, future in self.pending:
-                future.exception()  # waits; whoever takes the step gets it raised
+                future.exception()  # waits; `take` raises it
 
     def close(self) -> None:
         self.asked.put(None)
+        self.thread.join(CLOSE_S)
 
     def _work(self) -> None:
         while (job := self.asked.get()) is not None:
             step, future = job
+            if self.failed is not None:  # nothing is sampled any more while the run is being saved
+                future.set_exception(self.failed)
+                continue
             try:
                 future.set_result(self.inner.take(step))
             except BaseException as error:  # raised again in `take`, in the main thread
+                self.failed = error
                 future.set_exception(error)
 
 

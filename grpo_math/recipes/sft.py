@@ -29,7 +29,7 @@ class SFT:
         self.held_out: list[Prompt] = []
         if cfg.stop is not None:
             task = cfg.task.model_copy(update={"split": "test", "limit": cfg.stop.problems})
-            self.held_out = held_out_prompts(task, cfg, parts.policy)
+            self.held_out = held_out_prompts(task, cfg, parts)
 
     def step(self, step: int) -> StepResult:
         watch = Stopwatch(self.parts.watchdog)
@@ -39,7 +39,6 @@ class SFT:
             batch = pad_rows(rows, [True] * len(rows), self.parts.policy.pad_id)
             batch = replace(batch, weights=token_mean(batch.loss_mask, 1))
             metrics = self.parts.backend.step(batch, negative_log_likelihood)
-        self.between_updates = True
         metrics["completion/length"] = float(batch.loss_mask.sum()) / len(batch)
 
         finished, stop = False, self.cfg.stop

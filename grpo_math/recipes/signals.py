@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-
-ECHO_S = 0.2  # a signal so soon after the first is no second thought of anybody's
+# A signal so soon after the first is no second thought of anybody's: the death of a launcher is told once for each of
+# its threads, and a launcher that is told to end passes that on to ranks that the terminal has told already.
+ECHO_S = 5.0 if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0.2
 
 
 @dataclass
@@ -28,7 +29,6 @@ def stop_signals() -> Iterator[StopSignal]:
     def handle(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if stop.signal:
-            # the death of a launcher with several threads is told once for each of them
             if now - stop.since > ECHO_S:
                 raise KeyboardInterrupt
             return

@@ -27,7 +27,7 @@ class Watchdog:
 
     def __init__(self, seconds: float, stacks: Path | None = None, rescue: Callable[[], str] | None = None) -> None:
         self.seconds, self.stacks, self.rescue = seconds, stacks, rescue
-        self._phases: dict[int, tuple[str, float]] = {}
+        self._phases: dict[int, tuple[tuple[str, float], ...]] = {}  # of each thread, one within another
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -41,16 +41,19 @@ class Watchdog:
         self._closed.set()
 
     def enter(self, phase: str) -> None:
-        self._phases[threading.get_ident()] = (phase, time.monotonic())
+        me = threading.get_ident()
+        self._phases[me] = (*self._phases.get(me, ()), (phase, time.monotonic()))
 
     def leave(self) -> None:
-        self._phases.pop(threading.get_ident(), None)
+        me = threading.get_ident()
+        self._phases[me] = self._phases[me][:-1]
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self.seconds / 10)):
-            for phase, since in list(self._phases.values()):
-                if time.monotonic() - since > self.seconds:
-                    self._end(phase)
+            now = time.monotonic()
+            late = [one for phases in list(self._phases.values()) for one in phases if now - one[1] > self.seconds]
+            if late:
+                self._end(late[-1][0])  # the innermost says most
 
     def _end(self, phase: str) -> None:
         sys.stderr.write(

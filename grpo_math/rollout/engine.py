@@ -11,6 +11,10 @@ from grpo_math.types import Completion, Prompt, Sampling
 
 
 class RolloutEngine(Protocol):
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and completion together that it can read; prompts that leave no room must not be asked."""
+
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """sampling.n completions for each prompt, in the order of the prompts, each with the sampler's logprobs."""
 

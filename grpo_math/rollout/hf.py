@@ -40,6 +40,10 @@ class HFEngine:
         self.policy, self.max_rows, self.autocast, self.shares_weights = policy, max_rows, autocast, shares_weights
         self.version = 0
 
+    @property
+    def context(self) -> int:
+        return self.policy.context
+
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[list[Completion]]:
         # rows of one length beside each other waste the least padding; a group stays together to share its prompt
         jobs = [(prompt, i) for prompt in prompts for i in range(sampling.n)]

@@ -18,6 +18,10 @@ class SharedEngine:
     def __init__(self, engine: RolloutEngine, ranks: Ranks, split: int = 1) -> None:
         self.engine, self.ranks, self.split = engine, ranks, split
 
+    @property
+    def context(self) -> int:
+        return self.engine.context
+
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[list[Completion]]:
         team = Ranks(self.ranks.rank // self.split, self.ranks.size // self.split)
         completions = self.ranks.together(lambda: self.engine.generate(team.share(prompts), sampling))

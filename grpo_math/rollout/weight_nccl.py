@@ -136,6 +136,7 @@ class NCCLWeights:
         with torch.cuda.device(self.device):
             self.group = self.join({"master_address": address, "master_port": port, "world_size": size})
         joined.result()
+        self.members = members
 
     def _broadcast(self, bucket: list[tuple[str, Tensor]], loop: asyncio.AbstractEventLoop) -> None:
         """Returns when every server has this bucket; the workers' receiving and our sending meet inside NCCL."""
@@ -145,7 +146,7 @@ class NCCLWeights:
             "shapes": [list(tensor.shape) for _, tensor in bucket],
         }
         told = asyncio.run_coroutine_threadsafe(
-            _all([(server, "/update_weights", {"update_info": info}) for server in self._in_group()]), loop
+            _all([(server, "/update_weights", {"update_info": info}) for server in self.members]), loop
         )
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         for _, tensor in bucket:
@@ -161,9 +162,6 @@ class NCCLWeights:
                 raise ServerError(f"did not take the weights within {self.servers[0].request_s:g} s")
             time.sleep(POLL_S)
         told.result()
-
-    def _in_group(self) -> list[Server]:
-        return [server for server in self.servers if server.trouble is None]
 
 
 async def _all(asked: Sequence[tuple[Server, str, dict[str, Any] | None]]) -> None:
