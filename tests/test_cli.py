@@ -18,7 +18,7 @@ from grpo_math.recipes import run as run_module
 from grpo_math.types import UserError
 
 ROOT = Path(cli.__file__).parent.parent
-COMMANDS = ("train", "evaluate", "verify", "list", "plan", "plot", "doctor")
+COMMANDS = ("train", "evaluate", "verify", "list", "plan", "plot", "doctor", "serve", "launch")
 VERIFIER = '''\
 """Wants the answer itself; hangs on request."""
 import time
@@ -370,3 +370,31 @@ def test_doctor_asks_for_what_the_package_asks_for() -> None:
 def test_preflight_is_shared_with_evaluate() -> None:
     with pytest.raises(UserError, match=r"MODEL=\./nowhere: there is no such folder"):
         plan.check_model("./nowhere", "MODEL")
+
+
+@pytest.mark.parametrize("words", [["--local_rank=1", "list", "tasks"], ["--local_rank", "1", "list", "tasks"]])
+def test_the_deepspeed_launchers_argument_is_taken(words: list[str]) -> None:
+    """It comes before ours; LOCAL_RANK says the same."""
+    result = CliRunner().invoke(cli.app, words, prog_name="grpo-math")
+    assert result.exit_code == 0, result.output
+    assert "local_rank" not in CliRunner().invoke(cli.app, ["--help"], prog_name="grpo-math").output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "message"),
+    [
+        ([], ["--gpus", "2"], r"backend\.name=torch trains in one process, and there are 2"),
+        (
+            ["rollout.engine=vllm", "rollout.vllm.tensor_parallel=3", "backend.name=deepspeed"],
+            ["--gpus", "8"],
+            "8 ranks",
+        ),
+    ],
+)
+def test_plan_says_what_so_many_ranks_cannot_run(tmp_path: Path, overrides, options, message) -> None:
+    (tmp_path / "a.yaml").write_text(f"run_dir: {tmp_path / 'run'}\nmodel: Qwen/Qwen2.5-0.5B\ntask: gsm8k\n")
+    result = CliRunner().invoke(
+        cli.app, ["plan", str(tmp_path / "a.yaml"), *overrides, *options], prog_name="grpo-math"
+    )
+    assert result.exit_code == 2
+    assert re.search(message, result.output)

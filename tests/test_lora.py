@@ -126,6 +126,14 @@ def test_a_checkpoint_of_another_rank_is_refused(base, tmp_path):
         trained(lora_policy(base), steps=0).load(tmp_path / "saved")
 
 
+def test_an_adapter_on_top_of_an_adapter_is_refused(base, tmp_path):
+    backend = trained(lora_policy(base), steps=1)
+    (tmp_path / "saved").mkdir()
+    backend.save(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"save_merged=true"):
+        lora_policy(tmp_path / "saved")
+
+
 def test_layers_that_are_not_there_are_refused_with_those_that_are(base):
     with pytest.raises(UserError, match=r"model\.lora\.targets=.*wq.*q_proj"):
         lora_policy(base, targets=["wq"])

@@ -150,6 +150,14 @@ def test_samples_older_than_the_bound_end_the_run(make):
         ({"model": {"path": "x", "lora": {"rank": 4}}, "kl": {"coefficient": 0.1, "reference": "ema"}}, r"adapter off"),
         ({"model": {"path": "x", "load_in_4bit": True}}, r"lora\.rank=16"),
         ({"backend": {"name": "deepspeed", "deepspeed": {"zero": 2, "offload_parameters": True}}}, r"zero=3"),
+        (
+            {
+                "backend": {"name": "deepspeed", "dtype": "bfloat16"},
+                "kl": {"coefficient": 0.1, "reference": "ema"},
+            },
+            r"kl\.reference=refresh",
+        ),
+        ({"model": {"path": "x", "lora": {"rank": 4, "sync": "adapter"}}}, r"sync=adapter is for vLLM"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(tmp_path, changes, message):

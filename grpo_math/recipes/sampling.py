@@ -2,7 +2,8 @@
 
 With a staleness of k the groups of step s are sampled with the weights after step s - 1 - k, while steps s - k to s - 1
 are trained on. Which weights a step is sampled with depends on k alone, never on how fast anything is, so that a run
-can be repeated. Left out: the correction for it (correction.py) and the check that the bound is kept (grpo.py).
+can be repeated; only a run that is continued begins with fresh weights again. Left out: the correction for old weights
+(correction.py), and the check that the bound is kept (grpo.py).
 """
 
 from __future__ import annotations

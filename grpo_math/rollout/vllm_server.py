@@ -55,7 +55,9 @@ class VLLMServerEngine:
         self.folder = WeightFolder(folder)
         self.adapter = bool(policy.lora.rank) and policy.lora.sync == "adapter"
         self.run = self.ranks.tell(lambda: uuid.uuid4().hex[:8])
-        self.fleet = Fleet(self.servers, f"{self.run}-{self.ranks.rank}", self.spec.patience_s)
+        first = self.ranks.rank % len(self.servers)  # or every rank would begin with the same server
+        turned = self.servers[first:] + self.servers[:first]
+        self.fleet = Fleet(turned, f"{self.run}-{self.ranks.rank}", self.spec.patience_s)
         self.ranks.together(lambda: asyncio.run(self._introduce()))
         self.nccl: NCCLWeights | None = None
         if not self.adapter and chosen_transfer(self.spec.transfer, policy.device) == "nccl":
