@@ -128,7 +128,7 @@ def check_model(path: str, key: str = "model.path") -> None:
             raise UserError(f"{key}: is neither a folder nor a Hub id such as Qwen/Qwen2.5-0.5B-Instruct")
         return
     present = {p.name for p in folder.iterdir()}
-    if "config.json" not in present:
+    if "config.json" not in present and "adapter_config.json" not in present:
         inside = sorted(p.parent.name for p in folder.glob("*/config.json"))
         hint = f"did you mean {folder / inside[-1]}?" if inside else "give one made by save_pretrained"
         raise UserError(f"{key}: the folder has no config.json, so it is no model; {hint}")

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from types import FrameType
 
 from grpo_math import config
+from grpo_math.plan import check_model
 from grpo_math.serving.command import server_arguments, server_environment
 from grpo_math.serving.process import ServerProcess
 from grpo_math.serving.supervisor import Post, Supervisor
@@ -34,6 +35,8 @@ def serve(cfg: config.Common, host: str = LOCAL, port: int = 8000, count: int = 
             "grpo-math serve runs vLLM, which is not installed; pip install 'grpo-math[vllm]' where there is a CUDA "
             "device, or `make vllm` in the checkout for its CPU build"
         )
+    if cfg.model.path is not None:
+        check_model(cfg.model.path)
     ports = list(range(port, port + count))
     if taken := [p for p in ports if not _free(host, p)]:
         raise UserError(

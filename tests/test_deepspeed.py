@@ -112,23 +112,26 @@ def a_batch(lengths, masked=()):
 @pytest.mark.parametrize("lengths", [[], [3], [9, 1, 1], [4] * 8, [20, 1, 2, 19, 7, 7, 3], list(range(1, 40))])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("budget", [1, 24, 1000])
-def test_hands_are_dealt_evenly_and_each_row_once(lengths, ranks, budget):
+def test_micro_batches_are_dealt_evenly_and_each_row_once(lengths, ranks, budget):
     batch = a_batch(lengths)
-    hands = deal(batch, budget, ranks)
-    assert len({len(mine) for mine in hands}) == 1
-    assert sorted(row for mine in hands for hand in mine if not hand.extra for row in hand.rows) == list(
-        range(len(lengths))
-    )
-    for mine in hands:
-        for hand in mine:
-            size = len(hand.rows) * int(batch.lengths[hand.rows].max())
-            assert len(hand.rows) == 1 or size <= budget
-    assert sum(hand.extra for mine in hands for hand in mine) < ranks
+    micro_batches = deal(batch, budget, ranks)
+    assert len({len(mine) for mine in micro_batches}) == 1
+    assert sorted(
+        row for mine in micro_batches for micro_batch in mine if not micro_batch.extra for row in micro_batch.rows
+    ) == list(range(len(lengths)))
+    for mine in micro_batches:
+        for micro_batch in mine:
+            size = len(micro_batch.rows) * int(batch.lengths[micro_batch.rows].max())
+            assert len(micro_batch.rows) == 1 or size <= budget
+    assert sum(micro_batch.extra for mine in micro_batches for micro_batch in mine) < ranks
 
 
 def test_ranks_have_similar_work():
     batch = a_batch([2 * n for n in range(1, 49)])
-    work = [sum(len(hand.rows) * int(batch.lengths[hand.rows].max()) for hand in mine) for mine in deal(batch, 100, 4)]
+    work = [
+        sum(len(micro_batch.rows) * int(batch.lengths[micro_batch.rows].max()) for micro_batch in mine)
+        for mine in deal(batch, 100, 4)
+    ]
     assert max(work) < 1.15 * min(work)
 
 

@@ -15,6 +15,7 @@ from grpo_math import config
 from grpo_math.backend.torch import TorchBackend
 from grpo_math.lora import adapter_off, engine_weights
 from grpo_math.losses import REDUCTIONS, make_loss
+from grpo_math.plan import check_model
 from grpo_math.policy import load_policy
 from grpo_math.types import UserError
 from tests.test_backend import make_rows
@@ -98,6 +99,7 @@ def test_a_checkpoint_is_the_adapter_and_on_request_the_merged_model(base, tmp_p
     ids = batch.token_ids
     ours = adapted.model(input_ids=ids).logits
     for folder in (saved, saved / "merged"):
+        check_model(str(folder))
         model = AutoModelForCausalLM.from_pretrained(folder)
         torch.testing.assert_close(model(input_ids=ids).logits, ours, atol=1e-4, rtol=1e-4)
         again = load_policy(config.Model(path=str(folder)), CPU)

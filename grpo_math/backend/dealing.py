@@ -4,7 +4,7 @@ Where weights or gradients are split over ranks each pass is a meeting of all of
 the rest wait for ever. Left out: the passes themselves (deepspeed.py).
 """
 
-# R ranks; a hand is what a rank computes in one pass
+# a micro-batch is what a rank computes in one pass
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from grpo_math.batch import Batch
 
 
 @dataclass(frozen=True)
-class Hand:
+class MicroBatch:
     """Rows of a batch; `extra` where another rank has them already and this one only keeps step with it."""
 
     rows: list[int]
     extra: bool = False
 
 
-def deal(batch: Batch, token_budget: int, ranks: int) -> list[list[Hand]]:
-    """Every rank's hands, the same number for each: [rank][pass]. Each row of the batch is in exactly one hand that is
-    not extra; the padded size of a hand is at most `token_budget`, or that of a single row. An empty batch has none.
+def deal(batch: Batch, token_budget: int, ranks: int) -> list[list[MicroBatch]]:
+    """Every rank's micro-batches, the same number for each: [rank][pass]. Each row of the batch is in exactly one that
+    is not extra; the padded size of each is at most `token_budget`, or that of a single row. An empty batch has none.
 
     Passes that meet are of similar size, since all wait for the longest; and ranks take turns at the larger ones."""
-    hands = [Hand(rows) for rows in batch.micro_batches(token_budget)]
-    while len(hands) % ranks:
-        largest = max(hands, key=lambda hand: (len(hand.rows) > 1, _size(batch, hand)))
+    micro_batches = [MicroBatch(rows) for rows in batch.micro_batches(token_budget)]
+    while len(micro_batches) % ranks:
+        largest = max(micro_batches, key=lambda micro_batch: (len(micro_batch.rows) > 1, _size(batch, micro_batch)))
         if len(largest.rows) > 1:
             half = len(largest.rows) // 2
-            hands.remove(largest)
-            hands += [Hand(largest.rows[:half]), Hand(largest.rows[half:])]
+            micro_batches.remove(largest)
+            micro_batches += [MicroBatch(largest.rows[:half]), MicroBatch(largest.rows[half:])]
         else:
             shortest = min(range(len(batch)), key=lambda row: int(batch.lengths[row]))
-            hands.append(Hand([shortest], extra=True))
-    hands.sort(key=lambda hand: _size(batch, hand), reverse=True)
-    dealt: list[list[Hand]] = [[] for _ in range(ranks)]
-    for start in range(0, len(hands), ranks):
+            micro_batches.append(MicroBatch([shortest], extra=True))
+    micro_batches.sort(key=lambda micro_batch: _size(batch, micro_batch), reverse=True)
+    dealt: list[list[MicroBatch]] = [[] for _ in range(ranks)]
+    for start in range(0, len(micro_batches), ranks):
         turn = start // ranks
-        for place, hand in enumerate(hands[start : start + ranks]):
-            dealt[(place + turn) % ranks].append(hand)
+        for place, micro_batch in enumerate(micro_batches[start : start + ranks]):
+            dealt[(place + turn) % ranks].append(micro_batch)
     return dealt
 
 
-def _size(batch: Batch, hand: Hand) -> int:
+def _size(batch: Batch, micro_batch: MicroBatch) -> int:
     """Padded tokens."""
-    return len(hand.rows) * max(int(batch.lengths[row]) for row in hand.rows)
+    return len(micro_batch.rows) * max(int(batch.lengths[row]) for row in micro_batch.rows)

@@ -135,10 +135,10 @@ class DeepSpeedBackend:
         out = torch.zeros(batch.loss_mask.shape)
         rows = trained_rows(batch)
         part = batch.rows(rows)
-        for hand in deal(part, self.micro_batch_tokens, self.ranks.size)[self.ranks.rank]:
-            values = score(part.rows(hand.rows).to(self.device))
-            if not hand.extra:
-                out[rows[hand.rows], : values.shape[1]] = values.cpu()
+        for micro_batch in deal(part, self.micro_batch_tokens, self.ranks.size)[self.ranks.rank]:
+            values = score(part.rows(micro_batch.rows).to(self.device))
+            if not micro_batch.extra:
+                out[rows[micro_batch.rows], : values.shape[1]] = values.cpu()
         return self.ranks.sum(out)
 
     def step(self, batch: Batch, loss: LossFn, with_entropy: bool = False) -> Metrics:
@@ -149,16 +149,16 @@ class DeepSpeedBackend:
             return {"optim/grad_norm": 0.0, "optim/lr": learning_rate, "optim/skipped": 0.0}
         sums: dict[str, float] = defaultdict(float)
         trained = float(sampled_tokens(batch).sum())
-        for hand in deal(batch, self.micro_batch_tokens, self.ranks.size)[self.ranks.rank]:
-            part = batch.rows(hand.rows).to(self.device)
-            if hand.extra:
+        for micro_batch in deal(batch, self.micro_batch_tokens, self.ranks.size)[self.ranks.rank]:
+            part = batch.rows(micro_batch.rows).to(self.device)
+            if micro_batch.extra:
                 part = part.scale_weights(0.0)
             logprobs, *entropy = self.engine(batch=part, with_entropy=with_entropy)
             value, per_token = loss(logprobs, entropy[0] if entropy else None, part)
             # DeepSpeed takes the mean over ranks of gradients that add up: this is the one place that undoes it
             self.engine.backward(value * self.ranks.size)
-            count = sampled_tokens(part) * (not hand.extra)
-            sums["loss/total"] += 0.0 if hand.extra else float(value.detach())
+            count = sampled_tokens(part) * (not micro_batch.extra)
+            sums["loss/total"] += 0.0 if micro_batch.extra else float(value.detach())
             for name, values in per_token.items():
                 sums[name] += float((values * count)[part.loss_mask].sum()) / trained
         everyone = self.ranks.sum(torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64))

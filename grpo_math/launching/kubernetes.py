@@ -20,7 +20,7 @@ from grpo_math.launching.local import PATIENCE, torchrun
 from grpo_math.types import UserError
 
 FOLDER = "/etc/grpo-math"  # where the ConfigMap is mounted
-WORK = "/work"  # where the claim is: run_dir and other relative paths are looked up in there
+WORK = "/mnt/runs"  # where the claim is: run_dir and other relative paths are looked up in there
 
 
 class _Dumper(yaml.SafeDumper):
