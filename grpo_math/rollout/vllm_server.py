@@ -64,6 +64,8 @@ class VLLMServerEngine:
             from grpo_math.rollout.weight_nccl import NCCLWeights
 
             self.nccl = NCCLWeights(self.servers, policy.device, self.run)
+        elif self.ranks.first:
+            self.folder.check()
         self.lock = threading.Lock()
         self.serial = 0
         self.weights: Weights | None = None
@@ -117,8 +119,8 @@ class VLLMServerEngine:
         if self.nccl is not None:
             self.nccl.send(weights, self.weights.label, dtype)
             return
-        if self.serial == 1:  # not before: only now is it sure that no other run has this folder
-            self.folder.prepare()
+        if self.serial == 1:  # not before: by now this run has locked its own folder
+            self.folder.clear_earlier()
         self.folder.write(name, weights, dtype, self.policy)
         failed = asyncio.run(self.fleet.give(self.weights))
         if self.serial == 1 and len(failed) == len(self.servers):  # nothing is lost yet: rather now than after a wait

@@ -7,6 +7,7 @@ two versions are kept, so that a server that is late still finds what it was tol
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,19 +33,23 @@ class WeightFolder:
         self.folder = folder.resolve()
         self.names: list[str] = []
 
-    def prepare(self) -> None:
+    def check(self) -> None:
         """UserError where nothing can be written."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f"{WRITING}probe"
-            probe.mkdir(exist_ok=True)
-            for old in [*self.folder.glob(f"{PREFIX}*"), *self.folder.glob(f"{WRITING}*")]:
-                shutil.rmtree(old)
+            probe = self.folder / f"{WRITING}probe-{os.getpid()}"
+            probe.mkdir()
+            probe.rmdir()
         except OSError as error:
             raise UserError(
                 f"rollout.server.folder={self.folder} cannot be written: {error}; give a folder that trainer and "
                 "servers both see, with room for two copies of the model"
             ) from error
+
+    def clear_earlier(self) -> None:
+        """Delete what an earlier run left, once it is sure that no other run has this folder."""
+        for old in [*self.folder.glob(f"{PREFIX}*"), *self.folder.glob(f"{WRITING}*")]:
+            shutil.rmtree(old)
 
     def path(self, name: str) -> Path:
         return self.folder / f"{PREFIX}{name}"
