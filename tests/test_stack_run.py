@@ -59,7 +59,7 @@ def test_a_sync_that_is_skipped_stops_the_run_in_the_next_step(path, how, monkey
 @pytest.mark.slow
 def test_prompts_that_the_sampler_cannot_read_are_passed_over_and_counted(path):
     """vLLM may be started for less than the model's context, which takes less memory."""
-    template = "task.template=" + "x" * 49 + "{question}"
+    template = "task.template=" + "x" * 51 + "{question}"
     changes = ["rollout.engine=vllm", "rollout.vllm.options.max_model_len=64", "steps=2", template]
     run(load_config(path, changes))
     assert metrics(path)[-1]["prompts/too_long"] > 0

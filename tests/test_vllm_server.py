@@ -547,7 +547,7 @@ def test_the_servers_options(model_folder: Path) -> None:
     with pytest.raises(UserError, match="has logprobs_mode, which grpo-math serve sets itself"):
         server_arguments(ours, "127.0.0.1", 8000, cuda=False)
     lora = {"path": str(model_folder), "lora": {"rank": 20, "sync": "adapter"}}
-    adapter = config.GRPO.model_validate({**base, "model": lora})
+    adapter = config.GRPO.model_validate({**base, "model": lora, "rollout": {"engine": "vllm"}})
     words = server_arguments(adapter, "127.0.0.1", 8000, cuda=False)
     assert words[words.index("--max-lora-rank") + 1] == "32"
     assert server_environment(adapter, 0, 1, [])["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
