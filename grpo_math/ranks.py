@@ -128,8 +128,3 @@ def leave() -> None:
     """Close the lines between the ranks, if there are any."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def is_first() -> bool:
-    """Whether this process speaks for all, told before the ranks have joined."""
-    return os.environ.get("RANK", "0") == "0"

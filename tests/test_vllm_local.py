@@ -24,8 +24,8 @@ from grpo_math.lora import add_lora, engine_weights
 from grpo_math.policy import Policy, make_policy
 from grpo_math.ranks import Ranks, join
 from grpo_math.rollout.shared import SharedEngine
-from grpo_math.rollout.vllm_common import kv_cache_bytes, prompt_seed, sampling_fields
-from grpo_math.rollout.vllm_local import VLLMEngine, import_vllm, lora_rank
+from grpo_math.rollout.vllm_common import kv_cache_bytes, lora_rank, prompt_seed, sampling_fields
+from grpo_math.rollout.vllm_local import VLLMEngine, import_vllm
 from grpo_math.small_model import character_tokenizer, small_model
 from grpo_math.types import Completion, Problem, Prompt, Sampling, UserError
 from tests.tiny import prompt, tiny_policy

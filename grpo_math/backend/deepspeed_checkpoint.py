@@ -29,7 +29,7 @@ from grpo_math.backend.states import (
     write_share,
 )
 from grpo_math.backend.torch import save_merged
-from grpo_math.lora import ADAPTER, engine_weights, save_adapter
+from grpo_math.lora import engine_weights, peft_name, save_adapter
 from grpo_math.policy import Policy
 from grpo_math.ranks import Ranks
 from grpo_math.types import UserError
@@ -126,19 +126,15 @@ class Checkpoint:
         return {name: p for name, p in self.policy.model.named_parameters() if p.requires_grad}
 
     def _name_in_file(self, name: str) -> str:
-        return name_in_adapter(name) if self.policy.lora.rank else name
+        return peft_name(name) if self.policy.lora.rank else name
 
 
 def saved_tensors(policy: Policy) -> dict[str, Tensor]:
     """The model's own tensors, or with LoRA the adapter's, under their names in the files; tied ones once."""
     if policy.lora.rank:
-        return {name_in_adapter(name): p for name, p in policy.model.named_parameters() if ".lora_" in name}
+        return {peft_name(name): p for name, p in policy.model.named_parameters() if ".lora_" in name}
     tied = set(policy.model.all_tied_weights_keys)
     return {name: t for name, t in policy.model.state_dict(keep_vars=True).items() if name not in tied}
-
-
-def name_in_adapter(name: str) -> str:
-    return f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}"
 
 
 def _refuse_others(path: Path, shapes: dict[str, tuple[int, ...]], store: Store, extra: str | None = None) -> None:

@@ -22,6 +22,8 @@ COOLEST = 0.01  # vLLM raises any lower temperature but 0 to this, with no more 
 # vLLM's requests with a seed fail on the CPU ("CPU Generator does not use offset") once a prompt is read in parts
 WHOLE_PROMPTS = {"enable_chunked_prefill": False}
 
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes that vLLM has kernels for
+
 # (token ids, logprobs, why it ended), as vLLM tells them
 Answer = tuple[Sequence[int], Sequence[float], str | None]
 
@@ -101,3 +103,12 @@ def kv_cache_bytes(policy: Policy, rows: int, dtype: torch.dtype, free: int) -> 
     block = 256  # vLLM gives out whole blocks of tokens, and keeps some for itself
     wanted = token * (rows * (-(-policy.context // block) * block) + 16 * block)
     return max(1 << 26, min(wanted, free // 4))
+
+
+def lora_rank(rank: int) -> int:
+    """The least that vLLM reserves room for."""
+    if rank > LORA_RANKS[-1]:
+        raise UserError(
+            f"model.lora.rank={rank} is over {LORA_RANKS[-1]}, the most that vLLM takes; set model.lora.sync=merged"
+        )
+    return next(size for size in LORA_RANKS if size >= rank)

@@ -21,10 +21,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from grpo_math import config
-from grpo_math.lora import save_adapter
+from grpo_math.lora import peft_name, save_adapter
 from grpo_math.policy import Policy
 from grpo_math.ranks import Ranks
-from grpo_math.rollout.vllm_common import WHOLE_PROMPTS, completions, kv_cache_bytes, refuse_long, sampling_fields
+from grpo_math.rollout.vllm_common import (
+    WHOLE_PROMPTS,
+    completions,
+    kv_cache_bytes,
+    lora_rank,
+    refuse_long,
+    sampling_fields,
+)
 from grpo_math.rollout.vllm_process import quiet_start, unchanged_process, unchanged_random_state
 from grpo_math.types import Completion, Prompt, Sampling, UserError
 
@@ -34,7 +41,6 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # these threads are the trainer's too
 }
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes that vLLM has kernels for
 NO_WEIGHTS = "has no weights yet: update_weights comes first"
 
 
@@ -279,17 +285,8 @@ def tensor_names(policy: Policy, adapter: bool) -> set[str]:
     """The names under which lora.engine_weights sends them."""
     names = [name for name, _ in policy.model.named_parameters(remove_duplicate=False)]
     if adapter:
-        return {f"base_model.model.{name.replace('.default.', '.')}" for name in names if ".lora_" in name}
+        return {peft_name(name) for name in names if ".lora_" in name}
     return {name.replace(".base_layer", "") for name in names if ".lora_" not in name}
-
-
-def lora_rank(rank: int) -> int:
-    """The least that vLLM reserves room for."""
-    if rank > LORA_RANKS[-1]:
-        raise UserError(
-            f"model.lora.rank={rank} is over {LORA_RANKS[-1]}, the most that vLLM takes; set model.lora.sync=merged"
-        )
-    return next(size for size in LORA_RANKS if size >= rank)
 
 
 def check_head_size(policy: Policy) -> None:

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math import config
-from grpo_math.rollout.vllm_common import WHOLE_PROMPTS
+from grpo_math.rollout.vllm_common import WHOLE_PROMPTS, lora_rank
 from grpo_math.types import UserError
 
-# vLLM takes no ranks between these
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # nothing else has the devices: rollout.vllm.memory's own default leaves room for a trainer
 MEMORY = 0.9
 # set by us, and a second voice would contradict it
@@ -52,12 +50,7 @@ def server_arguments(cfg: config.Common, host: str, port: int, cuda: bool) -> li
         "revision": model.revision,
     }
     if model.lora.rank and model.lora.sync == "adapter":
-        fitting = [rank for rank in LORA_RANKS if rank >= model.lora.rank]
-        if not fitting:
-            raise UserError(
-                f"model.lora.rank={model.lora.rank} is more than vLLM's {LORA_RANKS[-1]}; set model.lora.sync=merged"
-            )
-        chosen |= {"enable_lora": True, "max_lora_rank": fitting[0]}
+        chosen |= {"enable_lora": True, "max_lora_rank": lora_rank(model.lora.rank)}
     if cuda:
         chosen["gpu_memory_utilization"] = vllm.memory if "memory" in vllm.model_fields_set else MEMORY
         if cfg.rollout.server.transfer != "folder":
