@@ -60,6 +60,7 @@ class VLLMEngine:
     ) -> None:
         self.policy, self.version = policy, 0
         self._unfit: str | None = NO_WEIGHTS  # why it cannot sample now
+        self._spoilt: str | None = None  # why it never can again
         self._asleep: set[str] = set()
         self._adapter: Any = None
         self._sync_adapter = bool(policy.lora.rank) and policy.lora.sync == "adapter"
@@ -96,8 +97,8 @@ class VLLMEngine:
         self.context = int(self.llm.model_config.max_model_len)
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[list[Completion]]:
-        if self._unfit is not None:
-            raise RuntimeError(f"vLLM {self._unfit}")
+        if why := self._spoilt or self._unfit:
+            raise RuntimeError(f"vLLM {why}")
         refuse_long(prompts, sampling.max_tokens, self.context)
         if not prompts:
             return []
@@ -112,7 +113,8 @@ class VLLMEngine:
             with unchanged_random_state():
                 outputs = self.llm.generate(asked, params, use_tqdm=False, lora_request=self._adapter)
         except BaseException:
-            self._unfit = "broke off while it sampled, and would go on with that: make a new engine"
+            # what is left of it, where even one request is, would come with the next answers
+            self._spoilt = "broke off while it sampled, and would go on with that: make a new engine"
             raise
         answers = [[(o.token_ids, o.logprobs.logprobs, o.finish_reason) for o in output.outputs] for output in outputs]
         return completions(answers, sampling, self.policy, self.version)
@@ -120,6 +122,8 @@ class VLLMEngine:
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Raises RuntimeError where a tensor that the policy has did not come. After any error nothing is sampled until
         a whole update has gone through."""
+        if self._spoilt:
+            raise RuntimeError(f"vLLM {self._spoilt}")
         self._unfit = f"has the weights of an update (version {version}) that failed half-way: send them again"
         self._wake("weights")
         if self._sync_adapter:
@@ -127,7 +131,7 @@ class VLLMEngine:
         else:
             self._take_model(weights)
         if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM keeps what it cached with the old weights: a generation that broke off still runs")
+            raise RuntimeError("vLLM keeps what it cached with the old weights, since something still runs in it")
         self.version, self._unfit = version, None
 
     def sleep(self) -> None:
@@ -154,7 +158,7 @@ class VLLMEngine:
             self.llm.llm_engine.engine_core.shutdown()
         finally:
             parallel_state.destroy_distributed_environment = destroy
-        self.llm, self._adapter, self._unfit = None, None, "is closed"
+        self.llm, self._adapter, self._spoilt = None, None, "is closed"
         self._scratch.cleanup()
         gc.collect()
         if torch.cuda.is_available():
