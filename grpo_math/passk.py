@@ -1,17 +1,29 @@
 """What is reported of n samples a problem: pass@k, majority accuracy, and intervals.
 
-Pure functions of counts and rewards. Left out: sampling and scoring, which are in evaluate.py.
+Pure functions of counts and rewards. Left out: sampling and scoring. Which interval for what:
+
+    interval, intervals     the mean over problems of values within 0..1: pass@k, accuracy, majority
+    exact_interval          a share of independent trials: the right ones of one problem's samples
+    bootstrap_interval      the mean over problems of other values: tokens, differences between two runs
 """
+
+# P problems, K values of k; n samples of a problem, c of them right
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
 CHUNK = 1 << 20  # resampled values held at once, 8 MB
+DECIMALS = 6  # of an interval's bounds: past the resampling's own error, short of what processors round differently
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -36,6 +48,15 @@ def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
     return math.fsum(pass_at_k(n, c, k) for n, c in counts) / len(counts)
 
 
+def pass_at_ks(counts: Sequence[tuple[int, int]], ks: Sequence[int]) -> NDArray[np.float64]:
+    """(P, K): pass@k of each problem, given as (n samples, c right), for each k. pass_at_k's digits, and its errors.
+
+    Computed once for each pair (n, c) that occurs: with n = 64 these are 65 at most, however many the problems.
+    """
+    distinct = {pair: [pass_at_k(*pair, k) for k in ks] for pair in set(counts)}
+    return np.array([distinct[pair] for pair in counts], dtype=np.float64).reshape(len(counts), len(ks))
+
+
 def majority(answers: Sequence[str | None], rewards: Sequence[float | None]) -> float:
     """The reward of the most frequent answer (Wang et al. 2022, arXiv:2203.11171); tied winners are averaged.
 
@@ -55,13 +76,92 @@ def majority(answers: Sequence[str | None], rewards: Sequence[float | None]) -> 
     return math.fsum(winners) / len(winners) if winners else math.nan
 
 
+def interval(
+    values: ArrayLike,
+    level: float = 0.95,
+    support: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> tuple[float, float]:
+    """An interval for the mean of `values` (P,), one per problem, none of which can leave `support`.
+
+    A Bayesian bootstrap over problems (Rubin 1981): each resample weighs the problems by Dirichlet(1, ..., 1), with one
+    more problem that nobody has seen, at the support's low end for the lower bound, at its high end for the upper one;
+    the bounds are the resampled means' quantiles. Gaffke 2005; Learned-Miller and Thomas 2019, arXiv:1905.06208, who
+    conjecture that it never covers less than `level`. benchmarks/intervals.py finds the same, and that the percentile
+    bootstrap, BCa and Student's t fall far below with few problems or with most of them at one end.
+
+    Which one it comes to: where every value is at an end (one sample a problem; 0 of 30 solved) these quantiles are
+    Clopper and Pearson's bounds, and exact_interval gives them without resampling. So it has never width 0.
+
+    It is for the mean over all problems of which these are a sample: other problems, other samples. Problems are
+    resampled, never their samples: those of one problem are not independent. The order of the values is of no effect.
+    Bounds are rounded to six decimals. Raises ValueError for no values, and for one outside the support, NaN included.
+    """
+    column = np.asarray(values, dtype=np.float64).reshape(-1, 1)
+    return intervals(column, level, support, seed, resamples)[0]
+
+
+def intervals(
+    values: NDArray[np.float64],
+    level: float = 0.95,
+    support: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> list[tuple[float, float]]:
+    """`interval` for each column of `values` (P, K), with the same weights: K intervals for little more than one."""
+    low, high = support
+    if len(values) == 0:
+        raise ValueError("an interval for no problems; evaluate at least one")
+    inside = (values >= low) & (values <= high)  # false for NaN
+    if not inside.all():
+        raise ValueError(
+            f"a problem's value of {values[~inside][0]} is outside {low}..{high}; leave out what has no score"
+        )
+    problems = len(values)
+    at_high = (values == high).sum(axis=0)
+    at_ends = (values == low).sum(axis=0) + at_high == problems
+    tails = (1 - level) / 2, (1 + level) / 2
+    bounds = np.empty((2, values.shape[1]))
+    # With c values at the high end, Dirichlet weights add up to Beta(c, P - c + 1) for the lower bound and to
+    # Beta(c + 1, P - c) for the upper one, whose quantiles are Clopper and Pearson's bounds. They hold for other values
+    # within 0..1 too where all come out 0: such a value of mean m is at most 1 and 0 otherwise, so m <= P(value > 0),
+    # and P values are all 0 with a chance of at most (1 - m)^P; that is less than (1 - level) / 2 for every m above the
+    # bound 1 - ((1 - level) / 2)^(1 / P). All 1 is the mirror image.
+    for column in np.flatnonzero(at_ends):
+        bounds[:, column] = exact_interval(int(at_high[column]), problems, level)
+    bounds[:, at_ends] = low + (high - low) * bounds[:, at_ends]
+    if not at_ends.all():
+        lower, upper = _weighted_means(np.sort(values[:, ~at_ends], axis=0), support, seed, resamples)
+        bounds[:, ~at_ends] = np.quantile(lower, tails[0], axis=0), np.quantile(upper, tails[1], axis=0)
+    return [(float(left), float(right)) for left, right in bounds.T.round(DECIMALS)]
+
+
+def _weighted_means(
+    values: NDArray[np.float64], support: tuple[float, float], seed: int, resamples: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two (resamples, K): means of `values` (P, K) with the unseen problem at either end of the support."""
+    # numpy freezes the streams of RandomState, and no other ones, for good (NEP 19): old files keep their digits
+    rng = np.random.RandomState(seed)
+    problems, rows = len(values), max(1, CHUNK // (len(values) + 1))
+    means = []
+    for start in range(0, resamples, rows):
+        weights = rng.standard_exponential((min(rows, resamples - start), problems + 1))
+        weights /= weights.sum(axis=1, keepdims=True)  # exponentials over their sum are Dirichlet(1, ..., 1)
+        seen = weights[:, :problems] @ values
+        means.append([seen + end * weights[:, problems:] for end in support])
+    lower, upper = map(np.concatenate, zip(*means, strict=True))
+    return lower, upper
+
+
 def bootstrap_interval(
     values: Sequence[float], level: float = 0.95, seed: int = 0, resamples: int = 10_000
 ) -> tuple[float, float]:
     """The percentile bootstrap's interval for the mean of `values`, one per problem; Efron 1979.
 
-    Problems are resampled, never their samples: the samples of one problem are not independent of each other. Equal
-    values give an interval of width 0; exact_interval is the honest one for a plain share near 0 or 1.
+    For values without known ends, such as tokens, and for differences, whose ends -1 and 1 are so far off that
+    `interval` is needlessly wide. It covers too little where the problems are few (30: some 92 %) or most values equal,
+    and has width 0 where all are; interval(differences, support=(-1, 1)) is the honest one there.
     """
     if len(values) == 0:
         raise ValueError("an interval for no problems; evaluate at least one")
@@ -91,6 +191,7 @@ def exact_interval(successes: int, trials: int, level: float = 0.95) -> tuple[fl
     return low, high
 
 
+@lru_cache(maxsize=4096)
 def _tail_root(least: int, trials: int, tail: float) -> float:
     """The p at which P(X >= least) of Binomial(trials, p) is `tail`, by bisection: it rises with p."""
     x = np.arange(least, trials + 1, dtype=np.float64)

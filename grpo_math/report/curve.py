@@ -94,7 +94,7 @@ def curve(run_dir: Path | Sequence[Path], out: Path) -> Path:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # the user's own style may have a dark background
         figure = draw(runs)
-        _write(figure, out)
+        write_figure(figure, out)
     return out
 
 
@@ -222,7 +222,7 @@ def _legend(
     axes.add_artist(legend)  # not axes.legend, which has room for one
 
 
-def _write(figure: Figure, out: Path) -> None:
+def write_figure(figure: Figure, out: Path) -> None:
     temporary = out.with_name(f".tmp-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
