@@ -33,23 +33,32 @@ Isolation = Literal["namespaces", "seccomp", "process"]
 
 
 class Task(Section):
-    """Which problems, and how they are put to the model. None takes the task file's own choice."""
+    """Which problems, and how they are put to the model. None takes the task file's own choice; prompt is the name of
+    one of its PROMPTS, of which template, system and chat replace parts. exclude: files that name problems to leave
+    out, such as `grpo-math decontaminate` writes; limit counts these too."""
 
     name: str
     split: str = "train"
     path: PathText | None = None
     limit: Count | None = None
+    exclude: list[PathText] | None = None
     options: dict[str, Any] = {}
+    prompt: str | None = None
     template: str | None = None
     system: str | None = None
     chat: bool | None = None
 
     shorthand = "name"
 
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
     @field_validator("template")
     @classmethod
     def _has_question(cls, value: str | None) -> str | None:
-        if value is not None and "{question}" not in value:
+        if value is not None and "{question}" not in value and "{prompt}" not in value:
             raise ValueError("has no {question} in it; the problem's text would never reach the model")
         return value
 

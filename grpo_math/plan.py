@@ -15,7 +15,9 @@ from pathlib import Path
 
 from grpo_math import config, memory
 from grpo_math.config_file import dump_config
+from grpo_math.exclude import check_exclude
 from grpo_math.find import find_task, nearest, verifier_of
+from grpo_math.forms import form_of
 from grpo_math.known_models import known_model
 from grpo_math.memory_report import device_of, memory_report, table
 from grpo_math.model_size import ModelSize, size_of_folder, size_of_new
@@ -34,6 +36,7 @@ def preflight(cfg: config.Common, ranks: int = 1) -> None:
     complaints = []
     checks: list[Callable[[], object]] = [
         lambda: check_task(cfg.task),
+        lambda: _check_form(cfg.task),
         lambda: _check_rewards(cfg),
         lambda: check_model(cfg.model.path) if cfg.model.path else None,
         lambda: _check_context(cfg),
@@ -51,6 +54,15 @@ def preflight(cfg: config.Common, ranks: int = 1) -> None:
                 complaints.append(str(error))
     if complaints:
         raise UserError("\n".join(complaints))
+
+
+def _check_form(task: config.Task) -> None:
+    name, form = form_of(task, find_task(task.name))
+    if form.stop:
+        raise UserError(
+            f"task.prompt={task.prompt}: {name} needs its completions cut at {', '.join(map(repr, form.stop))}, and "
+            "training keeps every token that was sampled; leave task.prompt out, or use it for evaluation alone"
+        )
 
 
 def check_ranks_fit(cfg: config.Common, ranks: int) -> None:
@@ -106,8 +118,11 @@ def isolation_of(cfg: config.Common) -> isolation.Report | None:
 
 
 def check_task(task: config.Task, key: str = "task.path") -> None:
-    """The task is there, takes the options, and its file is there."""
-    load_arguments(task, find_task(task.name).load)
+    """The task is there, takes the options, has the prompt, and its file is there."""
+    module = find_task(task.name)
+    load_arguments(task, module.load)
+    form_of(task, module)
+    check_exclude(task.exclude or (), key.replace("path", "exclude"))
     # {split} is filled in by the task
     path = Path(task.path.replace("{split}", task.split)) if task.path else None
     if path is not None and not path.exists():

@@ -1,6 +1,7 @@
 """Load a task's problems, refuse the unusable ones, and stream them to training in a seeded order that can resume.
 
-Left out: how a task reads its data (tasks/, rows.py) and how a problem becomes a prompt (prompts.py).
+Left out: how a task reads its data (tasks/, rows.py), how a file names problems to exclude (exclude.py) and how a
+problem becomes a prompt (prompts.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from grpo_math.config import Task
+from grpo_math.exclude import Exclusion, read_exclusion
 from grpo_math.find import find_task, nearest, user_code
 from grpo_math.types import Problem, UserError
 
@@ -32,7 +34,7 @@ class ProblemSource:
     """A task's problems: a list, or for an endless task None and `start`, which begins its iterator anew.
 
     refused: the problems dropped for an answer that the verifier cannot use, each with the verifier's complaint. That
-    of an endless task grows as it is read.
+    of an endless task grows as it is read. exclusion: what task.exclude drops, which a list no longer has.
     """
 
     name: str
@@ -41,8 +43,11 @@ class ProblemSource:
     start: Callable[[], Iterator[Problem]]
     check: Check | None = None
     refused: list[tuple[Problem, str]] = field(default_factory=list)
+    exclusion: Exclusion = field(default_factory=Exclusion)
 
     def usable(self, problem: Problem) -> bool:
+        if problem.id in self.exclusion.ids:
+            return False
         with user_code(f"the verifier's check of problem {problem.id}"):
             complaint = self.check(problem) if self.check else None
         if complaint is not None:
@@ -61,10 +66,12 @@ class ProblemSource:
 def load_problems(task: Task, check: Check | None = None) -> ProblemSource:
     """The problems that `task` names. `check` says what is wrong with a problem's answer, None where it is usable.
 
-    task.limit counts problems as the task yields them, before unusable ones are dropped. Raises UserError: no such
-    task, options that its load does not take, items that are not Problems, ids that repeat, nothing left.
+    task.limit counts problems as the task yields them, before those of task.exclude and unusable ones are dropped: what
+    else is kept does not move. Prints how many task.exclude drops. Raises UserError: no such task, options that its
+    load does not take, items that are not Problems, ids that repeat, an exclusion of none or of all, nothing left.
     """
     module = find_task(task.name)
+    exclusion = read_exclusion(task.exclude or ())
     arguments = load_arguments(task, module.load)
     with user_code(f"task {task.name}"):
         loaded = module.load(task.split, **arguments)
@@ -77,9 +84,15 @@ def load_problems(task: Task, check: Check | None = None) -> ProblemSource:
     def start() -> Iterator[Problem]:
         return _problems(task.name, module.load(task.split, **arguments))
 
-    if peek and len(problems) == PEEK:
-        return ProblemSource(task.name, module, None, start, check)
-    source = ProblemSource(task.name, module, [], start, check)
+    endless = peek and len(problems) == PEEK
+    if exclusion.files:
+        # what lies beyond the limit, or further on in an endless task, may be named too
+        whole = not endless and (task.limit is None or len(problems) < task.limit)
+        print(exclusion.report(f"task {task.name}, split {task.split}", [p.id for p in problems], whole, endless))
+    source = ProblemSource(task.name, module, None, start, check, exclusion=exclusion)
+    if endless:
+        return source
+    problems = [problem for problem in problems if problem.id not in exclusion.ids]
     source.problems = [problem for problem in problems if source.usable(problem)]
     if not source.problems:
         problem, complaint = source.refused[0]
@@ -185,7 +198,7 @@ class ProblemStream:
     def state(self) -> dict[str, Any]:
         """All that restore needs, as plain JSON."""
         if self.source.problems is None:
-            return {"drawn": self.drawn, "seed": self.seed}
+            return {"drawn": self.drawn, "seed": self.seed, "excluded": self.source.exclusion.fingerprint()}
         return {
             "epoch": self.epoch,
             "position": self.position,
@@ -199,6 +212,9 @@ class ProblemStream:
         if self.source.problems is None:
             if "drawn" not in state:
                 raise self._differs("a task with an end", "an endless one")
+            # a checkpoint from before there was task.exclude has left nothing out
+            if state.get("excluded", Exclusion().fingerprint()) != self.source.exclusion.fingerprint():
+                raise self._differs("other ids in task.exclude", "a changed list of them")
             self.endless = self.source.start()
             self.drawn = sum(1 for _ in islice(self.endless, state["drawn"]))
             return
@@ -218,6 +234,7 @@ class ProblemStream:
         return [i for i in order if i not in late] + [i for i in order if i in late]
 
     def _next(self) -> Problem:
+        refused = len(self.source.refused)
         for _ in range(MAX_REFUSED_RUN):
             problem = next(self.endless, None)
             if problem is None:
@@ -228,6 +245,11 @@ class ProblemStream:
             self.drawn += 1
             if self.source.usable(problem):
                 return problem
+        if len(self.source.refused) == refused:
+            raise UserError(
+                f"task.exclude={self.source.exclusion.files} names each of the last {MAX_REFUSED_RUN} problems of task "
+                f"{self.source.name}; name fewer, or give the task more problems"
+            )
         problem, complaint = self.source.refused[-1]
         raise UserError(
             f"the verifier can use none of the last {MAX_REFUSED_RUN} answers of task {self.source.name}, such as "
@@ -237,7 +259,7 @@ class ProblemStream:
     def _differs(self, then: str, now: str) -> UserError:
         return UserError(
             f"the checkpoint was made with {then} of task {self.source.name}, now there is {now}; put task, its path, "
-            "options and limit, and the seed back as they were, or begin anew in another run_dir"
+            "options, limit and exclude, and the seed back as they were, or begin anew in another run_dir"
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
+from grpo_math.forms import Form, form_of
 from grpo_math.types import Problem, Prompt, UserError
 
 if TYPE_CHECKING:
@@ -17,38 +18,35 @@ MakePrompt = Callable[[Problem], Prompt]
 
 
 def prompt_maker(task: config.Task, module: ModuleType, tokenizer: PreTrainedTokenizerBase) -> MakePrompt:
-    """What the config leaves open, the task's module decides: TEMPLATE (with {question} in it) and SYSTEM."""
-    template: str = str(task.template or getattr(module, "TEMPLATE", "{question}"))
-    if "{question}" not in template:
-        raise UserError(
-            f"task {task.name}: its TEMPLATE lacks {{question}}, so no prompt would show the problem: {template!r}"
-        )
-    system = task.system or getattr(module, "SYSTEM", None)
-    chat = bool(tokenizer.chat_template) if task.chat is None else task.chat
-    if chat and not tokenizer.chat_template:
+    """What the config leaves open, the task's module decides (forms.py)."""
+    _, form = form_of(task, module)
+    return lambda problem: render(form, problem, tokenizer)
+
+
+def render(form: Form, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    chat = bool(tokenizer.chat_template) if form.chat is None else form.chat
+    if not chat:
+        text = form.text(problem)
+        text = text if form.system is None else f"{form.system}\n\n{text}"
+        ids = plain_ids(text, tokenizer)
+        if not ids:
+            raise UserError(f"problem {problem.id}: its prompt is empty; give it a question")
+        return Prompt(problem, ids, text)
+    if not tokenizer.chat_template:
         raise UserError(
             "task.chat=true, but the model's tokenizer has no chat template; set task.chat=false or leave it out"
         )
+    rendered = tokenizer.apply_chat_template(messages(form, problem), add_generation_prompt=True, tokenize=False)
+    assert isinstance(rendered, str)
+    # the template has written its special tokens out; adding them once more would double BOS
+    ids = tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    return Prompt(problem, one_bos(ids, tokenizer), rendered)
 
-    def make(problem: Problem) -> Prompt:
-        # replace, not str.format: templates are full of \boxed{}
-        text = template.replace("{question}", problem.question)
-        if not chat:
-            text = text if system is None else f"{system}\n\n{text}"
-            ids = plain_ids(text, tokenizer)
-            if not ids:
-                raise UserError(f"problem {problem.id}: its prompt is empty; give it a question")
-            return Prompt(problem, ids, text)
-        messages = [{"role": "system", "content": system}] if system else []
-        rendered = tokenizer.apply_chat_template(
-            [*messages, {"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-        )
-        assert isinstance(rendered, str)
-        # the template has written its special tokens out; adding them once more would double BOS
-        ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        return Prompt(problem, one_bos(tuple(ids), tokenizer), rendered)
 
-    return make
+def messages(form: Form, problem: Problem) -> list[dict[str, str]]:
+    """The conversation that a chat model is given, before its template."""
+    system = [{"role": "system", "content": form.system}] if form.system else []
+    return [*system, {"role": "user", "content": form.text(problem)}]
 
 
 def plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -8,28 +8,41 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from grpo_math.find import nearest
 from grpo_math.types import UserError
 
+Row = dict[str, Any]
+Prepare = Callable[[Row], Row]
+
+
+def as_it_is(row: Row) -> Row:
+    return row
+
 
 def rows(
-    path: str | None, hub: tuple[str, str | None], split: str, fields: tuple[str, ...], lists: tuple[str, ...] = ()
-) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    path: str | None,
+    hub: tuple[str, str | None],
+    split: str,
+    fields: tuple[str, ...],
+    lists: tuple[str, ...] = (),
+    prepare: Prepare = as_it_is,
+) -> Iterator[tuple[int, str, Row]]:
     """(number from 1, source for people, row) from `path` where given, else from the Hub data set (id, config).
 
-    {split} in `path` stands for the split, so that one `task.path` serves training and evaluation.
+    {split} in `path` stands for the split, so that one `task.path` serves training and evaluation. prepare: what is
+    done to a row before its fields are checked, such as giving them other names.
     """
     if path is None:
         dataset_id, config_name = hub
-        for number, row in hub_rows(dataset_id, config_name, split, fields, lists):
+        for number, row in hub_rows(dataset_id, config_name, split, fields, lists, prepare):
             yield number, f"{dataset_id}/{split}:{number}", row
     else:
         path = path.replace("{split}", split)
-        for number, row in read_rows(path, fields, lists):
+        for number, row in read_rows(path, fields, lists, prepare):
             yield number, f"{path}:{number}", row
 
 
@@ -42,8 +55,8 @@ def check_split(task: str, split: str, splits: tuple[str, ...]) -> None:
 
 
 def read_rows(
-    path: str | Path, fields: tuple[str, ...], lists: tuple[str, ...] = ()
-) -> Iterator[tuple[int, dict[str, Any]]]:
+    path: str | Path, fields: tuple[str, ...], lists: tuple[str, ...] = (), prepare: Prepare = as_it_is
+) -> Iterator[tuple[int, Row]]:
     """(line, row) of JSON lines, or (position, row) of one JSON list in a .json file; either may be .gz.
 
     Each row has every one of `fields` as a non-empty string, those in `lists` perhaps as a list of strings. Blank lines
@@ -59,8 +72,7 @@ def read_rows(
             parse = _json_list if suffix == ".json" else _json_lines
             number = 0
             for number, row in parse(path, cast(BinaryIO, stream)):
-                _check_row(f"{path}:{number}", row, fields, lists)
-                yield number, row
+                yield number, _checked(f"{path}:{number}", row, fields, lists, prepare)
     except FileNotFoundError as error:
         raise UserError(_missing(path, file)) from error
     except (OSError, EOFError, zlib.error) as error:
@@ -70,8 +82,13 @@ def read_rows(
 
 
 def hub_rows(
-    dataset_id: str, config_name: str | None, split: str, fields: tuple[str, ...], lists: tuple[str, ...] = ()
-) -> Iterator[tuple[int, dict[str, Any]]]:
+    dataset_id: str,
+    config_name: str | None,
+    split: str,
+    fields: tuple[str, ...],
+    lists: tuple[str, ...] = (),
+    prepare: Prepare = as_it_is,
+) -> Iterator[tuple[int, Row]]:
     """(number from 1, row) of a Hub data set, downloaded or from the local cache. Raises UserError."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -87,8 +104,7 @@ def hub_rows(
         ) from error
     number = 0
     for number, row in enumerate(data, 1):
-        _check_row(f"{dataset_id}/{split}:{number}", row, fields, lists)
-        yield number, row
+        yield number, _checked(f"{dataset_id}/{split}:{number}", row, fields, lists, prepare)
     if not number:
         raise UserError(f"the split {split!r} of {dataset_id} has no rows; choose another with task.split")
 
@@ -132,9 +148,10 @@ def _parse(path: str | Path, content: bytes, number: int | None) -> Any:
         raise UserError(f"{where}: JSON that cannot be read ({error}); mend or delete the line") from error
 
 
-def _check_row(where: str, row: Any, fields: tuple[str, ...], lists: tuple[str, ...]) -> None:
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is {_kind(row)}, not an object with the {_list(fields)}; mend or delete the row")
+def _checked(where: str, given: Any, fields: tuple[str, ...], lists: tuple[str, ...], prepare: Prepare) -> Row:
+    if not isinstance(given, dict):
+        raise UserError(f"{where} is {_kind(given)}, not an object with the {_list(fields)}; mend or delete the row")
+    row = prepare(given)
     for field in fields:
         if field not in row:
             near = nearest(field, row)
@@ -160,6 +177,7 @@ def _check_row(where: str, row: Any, fields: tuple[str, ...], lists: tuple[str, 
             value.encode()
         except UnicodeEncodeError as error:  # half of a "\ud83d\ude00" pair: every tokenizer would refuse it later
             raise UserError(f"{where}: {field!r} holds half a Unicode pair, {error.reason}; mend the row") from error
+    return row
 
 
 def _missing(path: str | Path, file: Path) -> str:

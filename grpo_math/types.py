@@ -123,8 +123,11 @@ class Group:
 class Sampling:
     """How to draw completions. temperature 0 is greedy; top_p 1 and top_k 0 are off; seed fixes every token.
 
+    stop: a completion ends once one of these is in its text, which stays in it.
+
     The trainer can follow temperature exactly. top_p and top_k cut the distribution at a place that moves with the
-    weights, so that even an unchanged policy would have ratios other than 1: training refuses them.
+    weights, so that even an unchanged policy would have ratios other than 1: training refuses them. stop is for
+    evaluation too.
     """
 
     n: int
@@ -133,3 +136,4 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    stop: tuple[str, ...] = ()

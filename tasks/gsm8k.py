@@ -7,10 +7,11 @@ metadata, calculator annotations `<<48/2=24>>` included: taking those out is the
 from __future__ import annotations
 
 from grpo_math.rows import check_split, rows
+from grpo_math.tasks._prompts_math import GSM8K_PROMPTS
 from grpo_math.types import Problem, UserError
 
 VERIFIER = "math"
-TEMPLATE = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
+PROMPTS = GSM8K_PROMPTS
 
 
 def load(split: str, path: str | None = None) -> list[Problem]:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from grpo_math import problems as problems_module
 from grpo_math.config import Task
+from grpo_math.config_file import load_config
+from grpo_math.exclude import Exclusion
 from grpo_math.problems import ProblemSource, ProblemStream, load_problems
 from grpo_math.tasks import gsm8k
 from grpo_math.types import Problem, UserError
@@ -157,6 +159,145 @@ def test_a_bug_of_the_verifiers_check_is_named_with_its_line(task: Write) -> Non
 def test_a_load_that_raises_is_named_with_its_line(task: Write, body: str) -> None:
     with pytest.raises(UserError, match=r"failed: .*\.py:\d+: (KeyError|SystemExit)"):
         load_problems(task(body))
+
+
+# ---- excluding
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ids.txt", "p3\n\n  p5  \np3\n"),
+        ("ids.txt", "\ufeffp3\r\np5"),
+        ("hits.jsonl", '{"problem": "p3", "against": "b/1"}\n{"problem": "p5", "share": 0.8}\n{"problem": "p5"}\n'),
+        ("hits", '{"problem": "p3"}\n{"problem": "p5"}'),
+        ("hits.json", '[{"problem": "p3"}, {"problem": "p5"}]'),
+    ],
+)
+def test_excluded_problems_are_dropped_and_said(
+    task: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(content, encoding="utf-8")
+    source = load_problems(task(f"def load(split): return {TEN}", exclude=str(file)))
+    assert ids(source.problems or []) == ["p0", "p1", "p2", "p4", "p6", "p7", "p8", "p9"]
+    said = capsys.readouterr().out
+    assert said.endswith(f", split train: excluded 2 problems named in {file}\n")
+    assert said.count("excluded 2 problems") == 1
+    assert source.refused == []
+
+
+def test_several_files_and_ids_that_are_not_there(
+    task: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two, none = tmp_path / "one", tmp_path / "two", tmp_path / "none"
+    one.write_text("p1\nq1")
+    two.write_text("p2\nq2\nq3")
+    none.write_text("\n")
+    source = load_problems(task(f"def load(split): return {TEN}", exclude=[str(one), str(two), str(none)]))
+    assert len(source.problems or []) == 8
+    assert f"excluded 2 problems named in {one}, {two}, {none}; 3 other ids named there are not in it" in (
+        capsys.readouterr().out
+    )
+    source = load_problems(task(f"def load(split): return {TEN}", exclude=str(none)))
+    assert len(source.problems or []) == 10
+    assert f"task.exclude={none} names no problem, and nothing is excluded" in capsys.readouterr().out
+
+
+def test_one_file_or_several_on_the_command_line() -> None:
+    for text, expected in (("a.jsonl", ["a.jsonl"]), ("[a, b]", ["a", "b"]), ("null", None)):
+        assert load_config("launch/gsm8k.yaml", [f"task.exclude={text}"]).task.exclude == expected
+
+
+def test_the_limit_counts_excluded_problems_too(
+    task: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ids"
+    file.write_text("p1\np8")
+    source = load_problems(task(f"def load(split): return {TEN}", exclude=str(file), limit=4))
+    assert ids(source.problems or []) == ["p0", "p2", "p3"]
+    assert "1 other id named there is not among those that task.limit leaves" in capsys.readouterr().out
+    file.write_text("p8")  # named rightly, but beyond the limit: no mistake
+    assert len(load_problems(task(f"def load(split): return {TEN}", exclude=str(file), limit=4)).problems or []) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "limit", "says"),
+    [
+        (
+            "q1\nq2",
+            None,
+            r"none of the 2 ids in it is a problem of .*, whose ids are like p0, and those in it like q1;",
+        ),
+        ("q1", 10_000, r"none of the 1 id in it"),
+        ("\n".join(f"p{i}" for i in range(10)), None, r"names all of the 10 problems of .*nothing is left; name fewer"),
+        ("p0\np1", 2, r"names all of the 2 problems .*raise task\.limit"),
+        ('{"id": "p1"}', None, r"ids:1 has no field 'problem'"),
+        (b"\xff\xfe", None, r"ids is not UTF-8 \(byte 0\); give JSON lines"),
+    ],
+)
+def test_exclusions_that_are_a_mistake(
+    task: Write, tmp_path: Path, content: str | bytes, limit: int | None, says: str
+) -> None:
+    file = tmp_path / "ids"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=says):
+        load_problems(task(f"def load(split): return {TEN}", exclude=str(file), limit=limit))
+
+
+def test_exclusions_that_are_not_there(task: Write, tmp_path: Path) -> None:
+    (tmp_path / "hits.jsonl").write_text("p1")
+    body = f"def load(split): return {TEN}"
+    with pytest.raises(
+        UserError, match=r"task\.exclude=.*hit\.jsonl: there is no such file; did you mean .*hits\.jsonl\?"
+    ):
+        load_problems(task(body, exclude=str(tmp_path / "hit.jsonl")))
+    with pytest.raises(UserError, match="is a folder; give a file in it"):
+        load_problems(task(body, exclude=str(tmp_path)))
+
+
+ENDLESS = "import itertools\ndef load(split):\n    return (Problem(f'p{i}', 't', '?', '1') for i in itertools.count())"
+
+
+def test_an_endless_task_leaves_out_what_is_excluded(
+    task: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ids"
+    file.write_text("p1\np2\np4\np12345")
+    source = load_problems(task(ENDLESS, exclude=str(file)))
+    assert f"4 problems named in {file} will be excluded as they come" in capsys.readouterr().out
+    stream = ProblemStream(source, 0)
+    assert ids(stream.take(3)) == ["p0", "p3", "p5"]
+    assert source.refused == []
+    state = json.loads(json.dumps(stream.state()))
+    expected = ids(stream.take(4))
+    again = ProblemStream(load_problems(task(ENDLESS, exclude=str(file))), 0)
+    again.restore(state)
+    assert ids(again.take(4)) == expected == ["p6", "p7", "p8", "p9"]
+
+
+def test_a_changed_exclusion_is_noticed_by_a_resumed_stream(task: Write, tmp_path: Path) -> None:
+    one, two, moved = (tmp_path / name for name in ("one", "two", "moved"))
+    one.write_text("p1\np2")
+    two.write_text("p1")
+    moved.write_text("p2\np1\n")
+    for body in (ENDLESS, f"def load(split): return {TEN}"):
+        state = ProblemStream(load_problems(task(body, exclude=str(one))), 0).state()
+        ProblemStream(load_problems(task(body, exclude=str(moved))), 0).restore(state)
+        for other in (task(body, exclude=str(two)), task(body)):
+            with pytest.raises(UserError, match="options, limit and exclude, and the seed back as they were"):
+                ProblemStream(load_problems(other), 0).restore(state)
+    # a checkpoint of an endless task from before there was task.exclude
+    ProblemStream(load_problems(task(ENDLESS)), 0).restore({"drawn": 3, "seed": 0})
+    with pytest.raises(UserError, match=r"made with other ids in task\.exclude"):
+        ProblemStream(load_problems(task(ENDLESS, exclude=str(one))), 0).restore({"drawn": 3, "seed": 0})
+
+
+def test_an_endless_task_of_which_all_is_excluded_gives_up(tmp_path: Path) -> None:
+    source = endless()
+    source.exclusion = Exclusion("ids.txt", frozenset(f"p{i}" for i in range(3_000)))
+    with pytest.raises(UserError, match=r"task\.exclude=ids\.txt names each of the last 1000 problems of task mine"):
+        ProblemStream(source, 0).take(1)
 
 
 # ---- streaming

@@ -158,7 +158,7 @@ def test_math500_whole() -> None:
 
 @pytest.mark.parametrize("task", [gsm8k, math500])
 def test_templates_are_filled_by_replacement(task: ModuleType) -> None:
-    words = task.TEMPLATE.replace("{question}", "What is {x}?")
+    words = next(iter(task.PROMPTS.values())).template.replace("{question}", "What is {x}?")
     assert words.startswith("What is {x}?\n")
     assert r"\boxed{}" in words
     assert task.VERIFIER == "math"
@@ -167,7 +167,7 @@ def test_templates_are_filled_by_replacement(task: ModuleType) -> None:
 def test_splits_that_the_hub_does_not_have() -> None:
     with pytest.raises(UserError, match=r"task\.split='tset': gsm8k on the Hub .* task\.split=test"):
         gsm8k.load("tset")
-    with pytest.raises(UserError, match=r"task\.split='train': math500 on the Hub .* only test; set task\.split=test"):
+    with pytest.raises(UserError, match=r"task\.split='train': math500 is a test set.*; set task\.split=test"):
         math500.load("train")
 
 

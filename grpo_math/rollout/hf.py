@@ -24,6 +24,8 @@ from grpo_math.rollout.cache import growing, select_rows
 from grpo_math.rollout.sampler import draw
 from grpo_math.types import Completion, Prompt, Sampling, UserError
 
+LOOK_EVERY = 16  # tokens between two looks for a stop string: decoding text is slow beside a step of a small model
+
 
 class HFEngine:
     """max_rows bounds the completions decoded side by side; autocast is the backend's, so that both round alike.
@@ -103,6 +105,8 @@ class HFEngine:
                 tokens, chosen = draw(logits, row, uniform[live, t], sampling)
                 token_ids[live, t], logprobs[live, t] = tokens, chosen
                 ends = torch.isin(tokens, stop_ids)
+                if sampling.stop and t % LOOK_EVERY == LOOK_EVERY - 1:
+                    ends |= self._has_stop(token_ids[live, : t + 1], sampling.stop)
                 lengths[live[ends]], stopped[live[ends]] = t + 1, True
                 live, row, tokens = live[~ends], row[~ends], tokens[~ends]
                 if not len(live) or t + 1 == sampling.max_tokens:
@@ -121,6 +125,11 @@ class HFEngine:
                 )
                 logits, positions = output.logits[:, -1], positions + 1
         return self._completions(token_ids.cpu(), logprobs.cpu(), lengths.tolist(), stopped.tolist())
+
+    def _has_stop(self, token_ids: Tensor, stop: Sequence[str]) -> Tensor:
+        """(R,) whether one of `stop` is in the text of (R, T) tokens."""
+        texts = self.policy.tokenizer.batch_decode(token_ids.tolist(), skip_special_tokens=True)
+        return torch.tensor([any(words in text for words in stop) for text in texts], device=token_ids.device)
 
     def _prefill(
         self, jobs: Sequence[tuple[Prompt, int]], sampling: Sampling
