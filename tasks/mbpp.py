@@ -1,23 +1,26 @@
 """MBPP: 974 short programs to write from a sentence and three asserts, which are also what judges them.
 
 Austin et al. 2021, arXiv:2108.07732. From the Hub (google-research-datasets/mbpp), or with `path` from JSON lines with
-the same fields. Left out: the 3-shot form of the paper for base models, and `challenge_test_list`, which the paper's
-figures leave out too.
+the same fields. Left out: `challenge_test_list`, which the paper's figures leave out too.
 """
 
 from __future__ import annotations
 
-import ast
-import warnings
 from typing import Any
 
+from grpo_math.forms import Form
 from grpo_math.rows import check_split, rows
+from grpo_math.tasks._code import MBPP_SHOTS, entry_point, fenced, mbpp_question, newlines
 from grpo_math.types import Problem, UserError
 
 VERIFIER = "code"
-TEMPLATE = "{question}\n\nAnswer with the whole program in one ```python block."
-# the paper's own words, which show the tests
-QUESTION = "You are an expert Python programmer, and here is your task: {text} Your code should pass these tests:\n\n"
+SOURCE = "Austin et al. 2021, arXiv:2108.07732"
+PROMPTS = {
+    # the question is the paper's own words, which show the tests; the last sentence is ours
+    "tests@1": Form("{question}\n\nAnswer with the whole program in one ```python block.", source=SOURCE),
+    # the paper's form, for base models; separated by a blank line as in lm-evaluation-harness
+    "3shot@1": Form(MBPP_SHOTS + "{question}\n[BEGIN]\n", chat=False, stop=("[DONE]",), source=SOURCE),
+}
 # the paper's split, by task_id
 SPLITS = {"prompt": range(1, 11), "test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
 
@@ -63,32 +66,9 @@ def problem(number: int, row: dict[str, Any], source: str) -> Problem:
         # Tasks 367 and 927, the only ones with a set-up: it builds trees, named root, root1 and root2, of the class
         # Node that the program has to bring. So it runs after the program and beside it, not before.
         tests["epilogue"] = setup
-    question = QUESTION.replace("{text}", row["text"].strip()) + "\n".join(asserts)
+    question = mbpp_question(row["text"].strip(), asserts)
     metadata = {"source": source, "tests": tests, "solution": fenced(code)}
     return Problem(f"mbpp/{number}", "mbpp", question, code, metadata)
-
-
-def entry_point(code: str, asserts: list[str], source: str) -> str | None:
-    """The one function of the program that every assert calls, or None."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # programs with "\d" and the like are MBPP's, not the user's
-            defined = [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
-            trees = [ast.parse(statement) for statement in asserts]
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"{source}: code or test_list is not valid Python ({error}); mend or delete the row") from error
-    called = [{node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} for tree in trees]
-    names = [name for name in dict.fromkeys(defined) if all(name in names for names in called)]
-    return names[0] if len(names) == 1 else None
-
-
-def newlines(text: str) -> str:
-    """MBPP's programs end their lines in CR LF, four of them in CR, which a model should not learn."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def fenced(code: str) -> str:
-    return f"```python\n{code}\n```"
 
 
 def gold_completion(problem: Problem) -> str:

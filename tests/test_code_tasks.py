@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from grpo_math import config
+from grpo_math.forms import form_of, forms_of
 from grpo_math.tasks import humaneval, mbpp, programs
 from grpo_math.tasks.programs import CALLS, MAX_CALLS, MIN_CALLS, MIN_RESULTS, Step, body, choose_calls, run
 from grpo_math.types import Problem, UserError
@@ -237,13 +239,10 @@ def written(path: Path, *rows: dict[str, Any]) -> str:
 
 def test_humaneval_row(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", HUMANEVAL)
-    (chat,) = humaneval.load("test", path)
-    assert (chat.id, chat.task, chat.answer) == ("HumanEval/0", "humaneval", "    return 2 * x\n")
-    assert chat.question == (
-        "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
-        f"```\n{HEAD.strip()}\n```"
-    )
-    assert chat.metadata == {
+    (problem,) = humaneval.load("test", path)
+    assert (problem.id, problem.task, problem.answer) == ("HumanEval/0", "humaneval", "    return 2 * x\n")
+    assert problem.question == HEAD.strip()
+    assert problem.metadata == {
         "source": f"{path}:1",
         "prompt": f"\n\n{HEAD}",
         "tests": {
@@ -253,26 +252,27 @@ def test_humaneval_row(tmp_path: Path) -> None:
             "prompt": f"\n\n{HEAD}",
         },
     }
-    (raw,) = humaneval.load("test", path, form="completion")
-    assert raw == replace(chat, question=f"\n\n{HEAD}")
-    assert execute(block(humaneval.gold_completion(raw)))["twice"](4) == 8
+    assert execute(block(humaneval.gold_completion(problem)))["twice"](4) == 8
 
 
-@pytest.mark.parametrize(
-    ("split", "options", "says"),
-    [
-        ("train", {}, r"task\.split='train': humaneval on the Hub .* set task\.split=test"),
-        ("test", {"form": "complete"}, r"task\.options\.form='complete': .* set task\.options\.form=completion"),
-    ],
-)
-def test_humaneval_options(split: str, options: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        humaneval.load(split, **options)
+def test_humaneval_forms(tmp_path: Path) -> None:
+    (problem,) = humaneval.load("test", written(tmp_path / "a.jsonl", HUMANEVAL))
+    assert humaneval.PROMPTS["chat@1"].text(problem) == (
+        "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
+        f"```\n{HEAD.strip()}\n```"
+    )
+    name, raw = form_of(config.Task(name="humaneval", prompt="completion"), humaneval)
+    assert (name, raw.chat, raw.text(problem)) == ("completion@1", False, f"\n\n{HEAD}")
+    assert raw.stop == ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
 
-@pytest.mark.parametrize("form", ["chat", "completion"])
-def test_humaneval_whole(shared: Path, form: str) -> None:
-    problems = humaneval.load("test", str(shared / "data" / "humaneval.jsonl"), form=form)
+def test_humaneval_has_one_split_on_the_hub() -> None:
+    with pytest.raises(UserError, match=r"task\.split='train': humaneval on the Hub .* set task\.split=test"):
+        humaneval.load("train")
+
+
+def test_humaneval_whole(shared: Path) -> None:
+    problems = humaneval.load("test", str(shared / "data" / "humaneval.jsonl"))
     assert len(problems) == 164 == len({p.id for p in problems})
     for problem in problems:
         tests = problem.metadata["tests"]
@@ -300,7 +300,7 @@ def test_mbpp_row(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", mbpp_row(601))
     (problem,) = mbpp.load("train", path)
     assert (problem.id, problem.task) == ("mbpp/601", "mbpp")
-    assert mbpp.TEMPLATE.replace("{question}", problem.question) == (
+    assert mbpp.PROMPTS["tests@1"].text(problem) == (
         "You are an expert Python programmer, and here is your task: Write a function to double. "
         "Your code should pass these tests:\n\nassert twice(1) == 2\nassert twice(2) == 4\n\n"
         "Answer with the whole program in one ```python block."
@@ -387,7 +387,7 @@ def test_mbpp_whole(shared: Path) -> None:
 @pytest.mark.parametrize("task", [humaneval, mbpp, programs])
 def test_they_ask_for_the_code_verifier(task: Any) -> None:
     assert task.VERIFIER == "code"
-    assert "{question}" in task.TEMPLATE
+    assert all("{question}" in f.template or "{prompt}" in f.template for f in forms_of(task).values())
 
 
 def test_columns_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ data, or reads standard input and writes standard output; nothing else of what i
     stdio      `cases` of `input`, `output`; `tolerance`; `case_sensitive`; or `checker`, source that defines
                check(input, output, expected) -> bool
 
-Beside them `prompt`, the head of a function that a completion may go on with, and `limits` (timeout_s, memory_mb).
+Beside them `prompt`, the head of a function that a completion may go on with, or what runs before a script, and
+`limits` (timeout_s, memory_mb).
 Leaves out other languages than Python.
 """
 

@@ -38,8 +38,13 @@ def judge(program: str, prompt: str, tests: Mapping[str, Any], limits: Limits, a
 
 def _judge(program: str, prompt: str, tests: Mapping[str, Any], limits: Limits, all_or_nothing: bool) -> Judged:
     if tests["type"] == "stdio":
-        return _scripts(program, tests, limits, all_or_nothing)
+        return _scripts(with_helpers(program, str(tests.get("prompt") or "")), tests, limits, all_or_nothing)
     return _calls(program, prompt, tests, limits, all_or_nothing)
+
+
+def with_helpers(program: str, helpers: str) -> str:
+    """A script after what is to run before it. One with an import from __future__ has to begin the file itself."""
+    return f"{helpers}\n{program}" if helpers and parses(helpers) and "from __future__" not in program else program
 
 
 def _calls(program: str, prompt: str, tests: Mapping[str, Any], limits: Limits, all_or_nothing: bool) -> Judged:
