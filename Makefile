@@ -53,6 +53,8 @@ $(VENV)/core: pyproject.toml | $(BIN)/python
 
 $(VENV)/dev: $(VENV)/core
 	$(BIN)/python -m pip install -q -e '.[dev]'
+# one of its dependencies is compiled, which needs Python's headers too; without it its tests say that they are skipped
+	$(BIN)/python -m pip install -q -e '.[reasoning-gym]' || echo 'reasoning-gym is left out'
 	@touch $@
 
 # make vllm    install vLLM beside the torch that is there, for the CPU or for GPUs

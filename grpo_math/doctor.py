@@ -37,6 +37,7 @@ USES = {
     "peft": "training adapters (LoRA)",
     "pydantic": "configuration",
     "pyyaml": "configuration",
+    "reasoning-gym": "the task of that name",
     "rich": "the progress line",
     "mpmath": "comparing symbolic answers",
     "tensorboard": "TensorBoard files in the run folder",
