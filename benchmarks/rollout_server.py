@@ -28,7 +28,9 @@ def main(setting: Setting, run_dir: str, port: int, log: str, lifeline: Connecti
     options = {
         "max_num_seqs": setting.rows,
         "max_model_len": policy.context,
-        "kv_cache_memory_bytes": kv_cache_bytes(policy, setting.rows, torch.float32, free_memory()),
+        "kv_cache_memory_bytes": kv_cache_bytes(
+            policy.model.config, policy.context, setting.rows, torch.float32, free_memory()
+        ),
     }
     rollout = config.Rollout(vllm=config.VLLM(options=options))
     model = config.Model(path=setting.model)

@@ -144,7 +144,7 @@ def of_vllm(llm: Any, policy: Policy, seeded: bool) -> Callable[[list[Prompt], S
 
     def way(prompts: list[Prompt], sampling: Sampling) -> Callable[[], list[tuple[int, ...]]]:
         asked = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
-        fields = [sampling_fields(sampling, prompt, policy) for prompt in prompts]
+        fields = [sampling_fields(sampling, prompt, policy.eos_ids) for prompt in prompts]
         each = [params(**(f if seeded else f | {"seed": None}), flat_logprobs=True) for f in fields]
         return lambda: [
             tuple(o.token_ids) for output in llm.generate(asked, each, use_tqdm=False) for o in output.outputs
@@ -181,7 +181,9 @@ def plain(policy: Policy, setting: Setting) -> Side:
         distributed_executor_backend="uni",
         max_num_seqs=setting.rows,
         max_model_len=policy.context,
-        kv_cache_memory_bytes=kv_cache_bytes(policy, setting.rows, torch.float32, free_memory()),
+        kv_cache_memory_bytes=kv_cache_bytes(
+            policy.model.config, policy.context, setting.rows, torch.float32, free_memory()
+        ),
         enable_prefix_caching=True,
         enforce_eager=True,
         **WHOLE_PROMPTS,

@@ -6,7 +6,6 @@ Each command imports what it needs inside itself, so that `--help` is there at o
 from __future__ import annotations
 
 import io
-import logging
 import os
 import sys
 from pathlib import Path
@@ -17,21 +16,23 @@ from typer.core import TyperGroup
 
 from grpo_math import __version__
 from grpo_math.cli_cluster import launch, serve
+from grpo_math.cli_evaluate import compare, decontaminate, evaluate
 from grpo_math.cli_options import (
     AtMost,
     Config,
-    Level,
     Memory,
     Overrides,
     Require,
     TaskFile,
-    TaskName,
     TaskOptions,
     Timeout,
     VerifierOptions,
     Workers,
+    limits,
+    parse_options,
+    show_log,
 )
-from grpo_math.sandbox.limits import LEVELS, Limits
+from grpo_math.sandbox.limits import Limits
 from grpo_math.types import EngineError, PeerFailed, UserError
 
 if TYPE_CHECKING:
@@ -119,78 +120,10 @@ def train(
     cfg = load_config(path, overrides or [])
     if os.environ.get("RANK", "0") == "0":
         preflight(cfg, int(os.environ.get("WORLD_SIZE", "1")))
-    _show_log()
+    show_log()
     from grpo_math.recipes.run import run
 
     run(cfg, resume="must" if resume else "never" if fresh else "auto")
-
-
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face folder or Hub id.", show_default=False)],
-    task: TaskName,
-    split: Annotated[str, typer.Option(help="Which problems of the task.")] = "test",
-    n: Annotated[int, typer.Option("-n", min=1, help="Completions sampled for each problem.")] = 8,
-    k: Annotated[str, typer.Option(metavar="K,K", help="Which pass@k to report; none above n.")] = "1,8",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many problems, the first ones.")] = None,
-    path: TaskFile = None,
-    option: TaskOptions = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 1.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens of this probability.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many likeliest tokens; 0 is off.")] = 0,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Where a completion is cut.", show_default="512, or what the context leaves"),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same completions.")] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for results.json and samples.jsonl.", show_default="runs/evaluate/MODEL-TASK"),
-    ] = None,
-    verifier: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of the task's own.")] = None,
-    set_: VerifierOptions = None,
-    workers: Workers = 2,
-    timeout: Timeout = None,
-    memory: Memory = LIMITS.memory_mb,
-    require: Require = "seccomp",
-    at_most: AtMost = "namespaces",
-    max_rows: Annotated[
-        int, typer.Option(min=1, help="Completions decoded side by side; lower it to save memory.")
-    ] = 512,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="bfloat16 is faster on a GPU.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-) -> None:
-    """Sample a model on a task and report pass@k with 95 % intervals.
-
-    \b
-    Examples:
-      grpo-math evaluate Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --limit 200
-      grpo-math evaluate models/mine --task math500 --path math500.jsonl -n 1 --k 1 --temperature 0
-    """
-    ks = _ks(k, n)
-    chosen = _task(task, split, path, None, option)
-    from grpo_math import config
-    from grpo_math.find import verifier_of
-    from grpo_math.plan import check_model, check_task, check_writable
-    from grpo_math.scoring import check_options
-
-    check_task(chosen, "--path")
-    options = _options("--set", set_)
-    check_options(config.Reward(verifier=verifier_of(task, verifier), options=options))
-    check_model(model, "MODEL")
-    folder = out or Path("runs") / "evaluate" / f"{model.strip('./').replace('/', '--')}-{Path(task).stem}"
-    check_writable(folder, "--out")
-    timeout_s, sandbox = _limits(timeout, memory, require, at_most)
-    _show_log()
-    from grpo_math.evaluate import evaluate_command
-
-    evaluate_command(
-        model=model, task=chosen, n=n, k=ks, limit=limit, temperature=temperature, top_p=top_p, top_k=top_k,
-        max_tokens=max_tokens, seed=seed, out=folder, verifier=verifier, options=options, workers=workers,
-        timeout_s=timeout_s, sandbox=sandbox, max_rows=max_rows, dtype=dtype, device=device,
-    )  # fmt: skip
 
 
 @app.command()
@@ -238,21 +171,21 @@ def verify(
     from grpo_math import verify as checks
     from grpo_math.find import list_verifiers
 
-    timeout_s, sandbox = _limits(timeout, memory, require, at_most)
+    timeout_s, sandbox = limits(timeout, memory, require, at_most)
     if answer is not None or completion is not None:
         if answer is None or completion is None or name is None or task is not None:
             raise UserError("to judge one completion give NAME, --answer and --completion, and no --task")
-        typer.echo(checks.verify_one(name, answer, completion, _options("--set", set_), timeout_s, sandbox))
+        typer.echo(checks.verify_one(name, answer, completion, parse_options("--set", set_), timeout_s, sandbox))
         return
     if pairs is not None or out is not None:
         if pairs is None or out is None or name is None or task is not None:
             raise UserError("to judge a file of answers give NAME, --pairs and --out, and no --task")
         from grpo_math.pairs import verify_pairs
 
-        good = verify_pairs(name, pairs, out, _options("--set", set_), workers, timeout_s, sandbox)
+        good = verify_pairs(name, pairs, out, parse_options("--set", set_), workers, timeout_s, sandbox)
     elif task is not None:
         chosen = _task(task, split, path, limit, option)
-        good = checks.verify_gold(chosen, name, workers, timeout_s, _options("--set", set_), sandbox)
+        good = checks.verify_gold(chosen, name, workers, timeout_s, parse_options("--set", set_), sandbox)
     elif set_:
         raise UserError("--set speaks of the verifier's options; give it with --task, --pairs, or --answer")
     elif path is not None or limit is not None or option:
@@ -366,6 +299,9 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+app.command()(evaluate)
+app.command()(compare)
+app.command()(decontaminate)
 app.command()(serve)
 app.command()(launch)
 
@@ -376,46 +312,10 @@ def _joined() -> bool:
     return torch is not None and torch.is_initialized()
 
 
-def _ks(text: str, n: int) -> list[int]:
-    try:
-        ks = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise UserError(f"--k {text}: give whole numbers with commas between them, such as --k 1,8") from None
-    if ks[0] < 1 or ks[-1] > n:
-        raise UserError(f"--k {text}: pass@k needs k from 1 to n={n}; set -n {max(ks[-1], 1)} or choose smaller ones")
-    return ks
-
-
 def _task(name: str, split: str, path: str | None, limit: int | None, options: list[str] | None) -> config.Task:
     from grpo_math import config
 
-    return config.Task(name=name, split=split, path=path, limit=limit, options=_options("--option", options))
-
-
-def _options(flag: str, given: list[str] | None) -> dict[str, Any]:
-    from grpo_math.config_file import parse_value
-
-    pairs = [(text.partition("="), text) for text in given or []]
-    for (key, equals, _), text in pairs:
-        if not key or not equals:
-            raise UserError(f"{flag} {text}: write KEY=VALUE, for example {flag} max_digits=3")
-    return {key: parse_value(value) for (key, _, value), _ in pairs}
-
-
-def _limits(timeout: float | None, memory: int, require: Level, at_most: Level) -> tuple[float, config.Sandbox]:
-    """Seconds for a verifier, and what a program that it judges may use."""
-    from grpo_math import config
-
-    if LEVELS.index(at_most) < LEVELS.index(require):
-        raise UserError(f"--at-most {at_most} is less isolation than --require {require}; give --require {at_most} too")
-    sandbox = config.Sandbox(timeout_s=timeout or LIMITS.timeout_s, memory_mb=memory, require=require, at_most=at_most)
-    return timeout or config.Scoring().timeout_s, sandbox
-
-
-def _show_log() -> None:
-    """Our own remarks go to the terminal; those of the libraries stay at warnings."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("grpo_math").setLevel(logging.INFO)
+    return config.Task(name=name, split=split, path=path, limit=limit, options=parse_options("--option", options))
 
 
 def main() -> None:

@@ -1,11 +1,21 @@
-"""Arguments that several commands of the command line share."""
+"""Arguments that several commands of the command line share, and what becomes of them."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from grpo_math.sandbox.limits import LEVELS, Limits
+from grpo_math.types import UserError
+
+if TYPE_CHECKING:
+    from grpo_math import config
+
+LIMITS = Limits()
 
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as launch/gsm8k.yaml.", show_default=False)
@@ -36,3 +46,37 @@ Memory = Annotated[int, typer.Option(min=64, metavar="MB", help="Megabytes that 
 Level = Literal["namespaces", "seccomp", "process"]
 Require = Annotated[Level, typer.Option(help="The least isolation that a judged program must have; strongest first.")]
 AtMost = Annotated[Level, typer.Option(help="The best isolation to try; the best that works here is used.")]
+
+
+def parse_options(flag: str, given: Sequence[str] | None) -> dict[str, Any]:
+    from grpo_math.config_file import parse_value
+
+    pairs = [(text.partition("="), text) for text in given or []]
+    for (key, equals, _), text in pairs:
+        if not key or not equals:
+            raise UserError(f"{flag} {text}: write KEY=VALUE, for example {flag} max_digits=3")
+    return {key: parse_value(value) for (key, _, value), _ in pairs}
+
+
+def whole_numbers(flag: str, text: str) -> list[int]:
+    """1,8 -> [1, 8], each once and in order."""
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"{flag} {text}: give whole numbers with commas between them, such as {flag} 1,8") from None
+
+
+def limits(timeout: float | None, memory: int, require: Level, at_most: Level) -> tuple[float, config.Sandbox]:
+    """Seconds for a verifier, and what a program that it judges may use."""
+    from grpo_math import config
+
+    if LEVELS.index(at_most) < LEVELS.index(require):
+        raise UserError(f"--at-most {at_most} is less isolation than --require {require}; give --require {at_most} too")
+    sandbox = config.Sandbox(timeout_s=timeout or LIMITS.timeout_s, memory_mb=memory, require=require, at_most=at_most)
+    return timeout or config.Scoring().timeout_s, sandbox
+
+
+def show_log() -> None:
+    """Our own remarks go to the terminal; those of the libraries stay at warnings."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("grpo_math").setLevel(logging.INFO)

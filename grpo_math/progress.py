@@ -107,7 +107,7 @@ def progress_line(step: int, steps: int, metrics: Mapping[str, Any], elapsed: fl
     parts += [" ".join(times)] if times else []
     done = step if done is None else done
     if step < steps and done > 0:
-        parts.append(f"eta {_duration(elapsed / done * (steps - step))}")
+        parts.append(f"eta {duration(elapsed / done * (steps - step))}")
     return "  ".join(parts)
 
 
@@ -126,7 +126,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None or math.isnan(value) else form.format(value)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s" if m else f"{s}s"

@@ -17,10 +17,12 @@ from rich.table import Table
 
 from grpo_math import checkpoint, config
 from grpo_math.config_file import load_config
-from grpo_math.evaluate import evaluate_command
+from grpo_math.evaluation.hf import HFSampler
+from grpo_math.evaluation.job import make_job
+from grpo_math.evaluation.run import Wanted, evaluate
 from grpo_math.log import write_whole
 from grpo_math.recipes.run import Resume, run
-from grpo_math.types import UserError
+from grpo_math.types import Sampling, UserError
 
 LAUNCH = Path("launch")
 PROBLEMS, SAMPLES = 400, 8
@@ -86,27 +88,21 @@ def measure(cfg: config.Common, task: config.Task, out: Path, seed: int) -> dict
     """The newest model of a run on the test split, drawn with a seed of its own."""
     options = {**task.options, "seed": 2000 + seed}
     task = task.model_copy(update={"split": "test", "limit": PROBLEMS, "options": options})
-    return evaluate_command(
-        model=f"{cfg.run_dir}/model",
-        task=task,
-        n=SAMPLES,
-        k=[1, SAMPLES],
-        limit=PROBLEMS,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
+    model = f"{cfg.run_dir}/model"
+    wanted = Wanted(
+        jobs=[make_job(task.name, task, None, {})],
+        model=model,
+        path=model,
+        sampling=Sampling(SAMPLES, cfg.sampling.max_tokens, seed=seed),
         max_tokens=cfg.sampling.max_tokens,
-        seed=seed,
-        out=out,
-        verifier=None,
-        options={},
-        workers=cfg.scoring.workers,
-        timeout_s=cfg.scoring.timeout_s,
+        ks=[1, SAMPLES],
+        scoring=cfg.scoring.model_copy(update={"max_error_share": 1.0}),
         sandbox=cfg.sandbox,
-        max_rows=cfg.rollout.max_rows,
-        dtype=cfg.backend.dtype,
-        device=cfg.backend.device,
+        out=out,
+        fresh=True,
     )
+    sampler = HFSampler(model, cfg.rollout.max_rows, cfg.backend.dtype, cfg.backend.device)
+    return evaluate(wanted, sampler)["tasks"][task.name]
 
 
 def table(results: dict[str, Any]) -> Table:

@@ -13,12 +13,25 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from grpo_math import __version__, cli, config, doctor, evaluate, find, plan
+from grpo_math import __version__, cli, config, doctor, find, plan
+from grpo_math.evaluation import ask
 from grpo_math.recipes import run as run_module
 from grpo_math.types import UserError
 
 ROOT = Path(cli.__file__).parent.parent
-COMMANDS = ("train", "evaluate", "verify", "list", "plan", "plot", "doctor", "serve", "launch")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "compare",
+    "decontaminate",
+    "verify",
+    "list",
+    "plan",
+    "plot",
+    "doctor",
+    "serve",
+    "launch",
+)
 VERIFIER = '''\
 """Wants the answer itself; hangs on request."""
 import time
@@ -183,48 +196,55 @@ def test_train_checks_before_it_loads(call: Call, monkeypatch: pytest.MonkeyPatc
 
 
 def test_evaluate_hands_over(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = caught(monkeypatch, evaluate, "evaluate_command")
+    seen = []
+    monkeypatch.setattr(ask, "command", seen.append)
     result = call(
-        "evaluate", "some/model", "--task", "./mine.py", "-n", "4", "--k", "4,1", "--limit", "3",
+        "evaluate", "some/model", "--task", "./mine.py", "-n", "4", "--k", "4,1", "--limit", "3", "--split", "other",
         "--option", "good=true", "--temperature", "0.5", "--max-tokens", "9", "--seed", "5", "--out", "here",
-        "--verifier", "math", "--top-p", "0.9", "--top-k", "20", "--workers", "3", "--timeout", "2",
+        "--verifier", "math", "--top-p", "0.9", "--top-k", "20", "--workers", "3", "--timeout", "2", "--no-chat",
         "--max-rows", "7", "--dtype", "bfloat16", "--device", "cpu", "--set", "percent=number", "--memory", "99",
-        "--require", "namespaces",
+        "--require", "namespaces", "--engine", "openai", "--base-url", "http://here/v1", "--key-env", "KEY",
+        "--concurrency", "5", "--request-timeout", "7", "--retries", "2", "--engine-option", "seed=1",
+        "--path", "a.jsonl", "--prompt", "default", "--fresh",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    task = config.Task(name="./mine.py", split="test", options={"good": True})
-    assert seen == {
-        "model": "some/model", "task": task, "n": 4, "k": [1, 4], "limit": 3, "temperature": 0.5, "top_p": 0.9,
-        "top_k": 20, "max_tokens": 9, "seed": 5, "out": Path("here"), "verifier": "math", "workers": 3,
-        "timeout_s": 2.0, "max_rows": 7, "dtype": "bfloat16", "device": "cpu",
-        "options": {"percent": "number"},
-        "sandbox": config.Sandbox(require="namespaces", timeout_s=2.0, memory_mb=99),
-    }  # fmt: skip
+    assert seen == [
+        ask.Arguments(
+            model="some/model", task="./mine.py", split="other", n=4, k="4,1", limit=3, path=["a.jsonl"],
+            option=["good=true"], prompt=["default"], chat=False, temperature=0.5, top_p=0.9, top_k=20, max_tokens=9,
+            seed=5, engine="openai", engine_options={"seed": 1}, base_url="http://here/v1", key_env="KEY",
+            concurrency=5, request_s=7.0, retries=2, out=Path("here"), fresh=True, verifier="math",
+            verifier_options=["percent=number"], workers=3, timeout_s=2.0, max_rows=7, dtype="bfloat16", device="cpu",
+            sandbox=config.Sandbox(require="namespaces", timeout_s=2.0, memory_mb=99),
+        )
+    ]  # fmt: skip
 
 
 def test_the_defaults_of_evaluate_are_those_of_a_run(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = caught(monkeypatch, evaluate, "evaluate_command")
-    call("evaluate", "./some/../model", "--task", "./mine.py")
-    assert not seen  # that folder is not there
+    seen = []
+    monkeypatch.setattr(ask, "command", seen.append)
     call("evaluate", "some/model", "--task", "./mine.py")
-    assert (seen["workers"], seen["timeout_s"]) == (config.Scoring().workers, config.Scoring().timeout_s)
-    assert seen["sandbox"] == config.Sandbox()
-    assert (seen["max_rows"], seen["dtype"]) == (config.Rollout().max_rows, config.Backend().dtype)
-    assert (seen["n"], seen["k"]) == (config.Evaluation().n, config.Evaluation().k)
-    assert (seen["max_tokens"], seen["temperature"]) == (None, config.SamplingConfig().temperature)
-    assert seen["out"] == Path("runs/evaluate/some--model-mine")
-    assert seen["limit"] is None
+    (given,) = seen
+    assert given == ask.Arguments(
+        model="some/model", task="./mine.py", path=[], option=[], prompt=[], verifier_options=[]
+    )
+    assert (given.workers, given.timeout_s) == (config.Scoring().workers, config.Scoring().timeout_s)
+    assert given.sandbox == config.Sandbox()
+    assert (given.max_rows, given.dtype) == (config.Rollout().max_rows, config.Backend().dtype)
+    assert (given.n, ask.ks_of(given, None)) == (config.Evaluation().n, config.Evaluation().k)
+    assert given.temperature == config.SamplingConfig().temperature
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--k", "1,x"), "--k 1,x: give whole numbers"),
-        (("--k", "1,16"), "needs k from 1 to n=8; set -n 16"),
+        (("--k", "1,16"), "k from 1 to n, which is 8 (-n 8); choose smaller ones, or set -n 16"),
         (("--k", "0"), "needs k from 1"),
         (("--path", "none.jsonl"), "--path=none.jsonl: there is no such file"),
         (("--verifier", "maths"), "did you mean math?"),
         (("--option", "good"), "--option good: write KEY=VALUE"),
+        (("--prompt", "chat"), "task ./mine.py has the prompts default@1"),
         (("--out", "mine.py"), "--out=mine.py: "),
     ],
 )

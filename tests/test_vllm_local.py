@@ -458,7 +458,7 @@ def test_without_vllm_the_install_command_is_named(monkeypatch):
 def test_a_temperature_that_vllm_would_raise_is_refused():
     policy = new_policy()
     with pytest.raises(UserError, match=r"temperature=0.005 is less than vLLM can sample at"):
-        sampling_fields(Sampling(1, 1, temperature=0.005), prompt(policy, "1"), policy)
+        sampling_fields(Sampling(1, 1, temperature=0.005), prompt(policy, "1"), policy.eos_ids)
 
 
 def test_seeds_differ_by_run_and_problem():
@@ -476,8 +476,10 @@ def test_lora_rank_is_rounded_up():
 def test_the_cache_takes_what_the_completions_need_but_a_quarter_of_what_is_free():
     policy = new_policy()
     token = 2 * SPEC.layers * SPEC.kv_heads * 32 * 4
-    assert kv_cache_bytes(policy, 512, torch.float32, 1 << 40) == token * (512 * 256 + 16 * 256)
-    assert kv_cache_bytes(policy, 512, torch.float32, 1 << 29) == 1 << 27
+    assert kv_cache_bytes(policy.model.config, policy.context, 512, torch.float32, 1 << 40) == token * (
+        512 * 256 + 16 * 256
+    )
+    assert kv_cache_bytes(policy.model.config, policy.context, 512, torch.float32, 1 << 29) == 1 << 27
 
 
 def tokens(groups: list[list[Completion]]) -> list[list[list[int]]]:

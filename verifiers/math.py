@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
@@ -71,6 +72,11 @@ def check(problem: Problem) -> str | None:
 def check_options(options: Mapping[str, Any]) -> None:
     """Raises UserError, which names the key, the value and what it could be."""
     conventions(options)
+
+
+def conventions_in_force(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Every convention, for whoever writes down how answers were judged."""
+    return asdict(conventions(options))
 
 
 def equivalent(gold: str, candidate: str, **options: Any) -> bool | None:

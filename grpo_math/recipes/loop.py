@@ -14,7 +14,7 @@ from typing import Any
 
 from grpo_math import checkpoint, config
 from grpo_math.backend.base import Metrics
-from grpo_math.evaluate import summarise
+from grpo_math.evaluation.summary import judged, summarise
 from grpo_math.groups import TooManyErrors
 from grpo_math.log import Progress, RunFolder
 from grpo_math.recipes.parts import Parts, Recipe, StepResult, Stopwatch, held_out_prompts, step_seed
@@ -147,7 +147,7 @@ class Loop:
         seed = step_seed(self.cfg.seed, "evaluate")
         sampling = Sampling(chosen.n, self.cfg.sampling.max_tokens, temperature, seed=seed)
         groups = self.parts.score(self.held_out, self.parts.engine.generate(self.held_out, sampling))
-        summary = summarise(groups, chosen.k)
+        summary = summarise(judged(groups), chosen.k)
         return {f"eval/{name}": float(value) for name, value in summary.items() if isinstance(value, int | float)}
 
     def save(self, finished: bool) -> None:
@@ -200,4 +200,4 @@ def held_out_task(task: config.Task) -> config.Task:
             f"evaluation.every is set, but task.path={task.path} is one file and evaluation would be on the training "
             "problems; write the split into it, as in DIR/gsm8k_{split}.jsonl, or set evaluation.task"
         )
-    return task.model_copy(update={"split": "test"})
+    return task.model_copy(update={"split": "test", "exclude": None})

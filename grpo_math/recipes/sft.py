@@ -28,7 +28,7 @@ class SFT:
         # held-out problems, so that `stop` measures what was learnt and not what was seen
         self.held_out: list[Prompt] = []
         if cfg.stop is not None:
-            task = cfg.task.model_copy(update={"split": "test", "limit": cfg.stop.problems})
+            task = cfg.task.model_copy(update={"split": "test", "exclude": None, "limit": cfg.stop.problems})
             self.held_out = held_out_prompts(task, cfg, parts)
 
     def step(self, step: int) -> StepResult:

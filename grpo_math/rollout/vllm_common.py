@@ -7,14 +7,14 @@ Left out: vLLM itself, which this file never imports.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from grpo_math.policy import Policy
 from grpo_math.types import Completion, Prompt, Sampling, UserError
 
 COOLEST = 0.01  # vLLM raises any lower temperature but 0 to this, with no more than a warning
@@ -28,7 +28,7 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes that vLLM has k
 Answer = tuple[Sequence[int], Sequence[float], str | None]
 
 
-def sampling_fields(sampling: Sampling, prompt: Prompt, policy: Policy) -> dict[str, Any]:
+def sampling_fields(sampling: Sampling, prompt: Prompt, eos_ids: Collection[int]) -> dict[str, Any]:
     """The fields of vllm.SamplingParams for one prompt's completions.
 
     Their seeds depend on the run's seed, the problem's id and the completion's number only (vLLM adds the number to the
@@ -46,7 +46,7 @@ def sampling_fields(sampling: Sampling, prompt: Prompt, policy: Policy) -> dict[
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "seed": prompt_seed(sampling.seed, prompt.problem.id),
-        "stop_token_ids": sorted(policy.eos_ids),
+        "stop_token_ids": sorted(eos_ids),
         "ignore_eos": True,  # the ids above are all; vLLM's own idea of the end may be another
         "logprobs": 0,  # of the sampled token alone
         "detokenize": False,  # the policy's tokenizer does it, as for every other engine
@@ -71,7 +71,7 @@ def refuse_long(prompts: Sequence[Prompt], max_tokens: int, context: int) -> Non
 
 
 def completions(
-    answers: Sequence[Sequence[Answer]], sampling: Sampling, policy: Policy, version: int
+    answers: Sequence[Sequence[Answer]], sampling: Sampling, tokenizer: PreTrainedTokenizerBase, version: int
 ) -> list[list[Completion]]:
     """P lists of `sampling.n` completions, from vLLM's answers in the order of the prompts."""
     flat = [answer for group in answers for answer in group]
@@ -80,7 +80,7 @@ def completions(
             raise RuntimeError(
                 f"vLLM gave up after {len(token_ids)} tokens and {len(logprobs)} log-probabilities: {reason}"
             )
-    texts = policy.tokenizer.batch_decode([list(ids) for ids, _, _ in flat], skip_special_tokens=True)
+    texts = tokenizer.batch_decode([list(ids) for ids, _, _ in flat], skip_special_tokens=True)
     done = iter(
         [
             Completion(tuple(ids), tuple(logprobs), text, "stop" if reason == "stop" else "length", version)
@@ -91,17 +91,17 @@ def completions(
     return [group * sampling.n if sampling.temperature == 0.0 else group for group in groups]
 
 
-def kv_cache_bytes(policy: Policy, rows: int, dtype: torch.dtype, free: int) -> int:
+def kv_cache_bytes(settings: PretrainedConfig, context: int, rows: int, dtype: torch.dtype, free: int) -> int:
     """Memory for the keys and values of `rows` completions as long as the context, but at most a quarter of `free`.
 
     For machines where vLLM would else take a share of all there is: on a GPU that memory is vLLM's alone, on a CPU it
     is everybody's."""
-    settings = policy.model.config.get_text_config()
+    settings = settings.get_text_config()
     heads = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
     width = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
     token = 2 * settings.num_hidden_layers * heads * width * dtype.itemsize
     block = 256  # vLLM gives out whole blocks of tokens, and keeps some for itself
-    wanted = token * (rows * (-(-policy.context // block) * block) + 16 * block)
+    wanted = token * (rows * (-(-context // block) * block) + 16 * block)
     return max(1 << 26, min(wanted, free // 4))
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from grpo_math import config
 from grpo_math.lora import peft_name, save_adapter
@@ -105,7 +106,7 @@ class VLLMEngine:
         self._wake("weights", "kv_cache")
         params = [
             # one flat list of numbers a completion: a dictionary a token would keep the garbage collector busy
-            self._params(**sampling_fields(sampling, prompt, self.policy), flat_logprobs=True)
+            self._params(**sampling_fields(sampling, prompt, self.policy.eos_ids), flat_logprobs=True)
             for prompt in prompts
         ]
         asked = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
@@ -117,7 +118,7 @@ class VLLMEngine:
             self._spoilt = "broke off while it sampled, and would go on with that: make a new engine"
             raise
         answers = [[(o.token_ids, o.logprobs.logprobs, o.finish_reason) for o in output.outputs] for output in outputs]
-        return completions(answers, sampling, self.policy, self.version)
+        return completions(answers, sampling, self.policy.tokenizer, self.version)
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Raises RuntimeError where a tensor that the policy has did not come. After any error nothing is sampled until
@@ -191,9 +192,10 @@ class VLLMEngine:
             arguments["max_model_len"] = self.policy.context
         if not on_cpu:
             return arguments | {"gpu_memory_utilization": rollout.vllm.memory}
-        check_head_size(self.policy)
+        settings = self.policy.model.config
+        check_head_size(settings)
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        space = kv_cache_bytes(self.policy, rollout.max_rows, dtype, free_memory() // here)
+        space = kv_cache_bytes(settings, self.policy.context, rollout.max_rows, dtype, free_memory() // here)
         return arguments | WHOLE_PROMPTS | {"enforce_eager": True, "kv_cache_memory_bytes": space}
 
     def _description(self) -> str:
@@ -293,11 +295,11 @@ def tensor_names(policy: Policy, adapter: bool) -> set[str]:
     return {name.replace(".base_layer", "") for name in names if ".lora_" not in name}
 
 
-def check_head_size(policy: Policy) -> None:
+def check_head_size(settings: PretrainedConfig) -> None:
     """Raises UserError where vLLM's attention on the CPU cannot run the model, which it would say in mid-generation."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    settings = policy.model.config.get_text_config()
+    settings = settings.get_text_config()
     size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
     if size not in (sizes := CPUAttentionBackend.get_supported_head_sizes()):
         raise UserError(

@@ -51,6 +51,7 @@ NEEDLESS = (
     "vllm.logging_utils.dump_input",  # all it works on, when it fails
     "vllm.model_executor.model_loader.reload.layerwise",  # a false alarm at each weight update; VLLMEngine counts
     "vllm.model_executor.models.utils",  # that weights in float32 become bfloat16, a line for each
+    "vllm.v1.engine.input_processor",  # that prompts come as token ids
     "vllm.renderers.base",  # that it was given no tokenizer
 )
 

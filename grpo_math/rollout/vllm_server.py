@@ -87,7 +87,7 @@ class VLLMServerEngine:
             sampled = iter(asyncio.run(self.fleet.sample([job for jobs in requests for job in jobs], self.weights)))
         groups = [[one for _ in jobs for one in next(sampled)] for jobs in requests]
         answers = [[(one.token_ids, one.logprobs, one.finish_reason) for one in group] for group in groups]
-        return completions(answers, sampling, self.policy, groups[0][0].version)
+        return completions(answers, sampling, self.policy.tokenizer, groups[0][0].version)
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Waits for the generation in flight. A server that cannot take them now gets them before it samples again."""
@@ -129,7 +129,7 @@ class VLLMServerEngine:
                     raise UserError(f"rollout.server.urls: {url} {error}")
 
     def _jobs(self, prompt: Prompt, sampling: Sampling) -> Iterator[Job]:
-        fields = sampling_fields(sampling, prompt, self.policy)
+        fields = sampling_fields(sampling, prompt, self.policy.eos_ids)
         for first in range(0, fields["n"], AT_ONCE):
             # vLLM seeds sibling i with seed + i, so that the cut changes no token
             part = {"n": min(AT_ONCE, fields["n"] - first), "seed": fields["seed"] + first}

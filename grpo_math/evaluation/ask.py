@@ -1,0 +1,331 @@
+"""From the arguments of `grpo-math evaluate` to an evaluation: tasks, what samples, where it goes.
+
+All that can be wrong with the arguments is found here, before a model is loaded. Left out: the typer command
+(cli_evaluate.py) and the evaluation itself (run.py).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from grpo_math import config
+from grpo_math.cli_options import parse_options, whole_numbers
+from grpo_math.evaluation.foreign import FileSampler, SampleFile, read_samples
+from grpo_math.evaluation.gold import GoldSampler
+from grpo_math.evaluation.job import Job, for_each, label_of, make_job, split_label
+from grpo_math.evaluation.run import RESULTS, RUN, Wanted, evaluate
+from grpo_math.evaluation.sampler import Asked, Sampler
+from grpo_math.evaluation.show import table
+from grpo_math.find import find_task
+from grpo_math.plan import check_model, check_task, check_writable
+from grpo_math.types import Sampling, UserError
+
+MODEL_LINK = "model"  # of a run's folder: its newest checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Those of the command, by their names there; `grpo-math evaluate --help` tells what they mean."""
+
+    model: str | None = None
+    task: str | None = None
+    split: str = "test"
+    n: int = 8
+    k: str | None = None
+    limit: int | None = None
+    path: Sequence[str] = ()
+    option: Sequence[str] = ()
+    prompt: Sequence[str] = ()
+    chat: bool | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int | None = None
+    seed: int = 0
+    engine: Literal["hf", "vllm", "openai"] = "hf"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    base_url: str | None = None
+    key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 32
+    request_s: float = 600.0
+    retries: int = 6
+    samples: Path | None = None
+    partial: bool = False
+    gold: bool = False
+    show_prompt: bool = False
+    out: Path | None = None
+    fresh: bool = False
+    verifier: str | None = None
+    verifier_options: Sequence[str] = ()
+    workers: int = 2
+    timeout_s: float = 2.0
+    sandbox: config.Sandbox = field(default_factory=config.Sandbox)
+    max_rows: int = 512
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+
+
+def command(arguments: Arguments) -> None:
+    """Evaluate as asked and print the table; or print prompts."""
+    path = None if arguments.model is None or arguments.engine == "openai" else model_path(arguments.model)
+    file = None if arguments.samples is None else read_samples(arguments.samples)
+    jobs = make_jobs(arguments, file)
+    if arguments.show_prompt:
+        print(prompts_shown(jobs, arguments, path))
+        return
+    sampling = sampling_of(arguments)
+    ks = ks_of(arguments, file)
+    out = arguments.out or default_out(arguments, jobs)
+    check_writable(out, "--out")
+    sampler, jobs = make_sampler(arguments, path, jobs, file)
+    wanted = Wanted(
+        jobs=jobs,
+        model=arguments.model or (f"--samples {arguments.samples}" if file else "--gold"),
+        path=path,
+        sampling=sampling,
+        max_tokens=arguments.max_tokens,
+        ks=ks,
+        scoring=config.Scoring(workers=arguments.workers, timeout_s=arguments.timeout_s, max_error_share=1.0),
+        sandbox=arguments.sandbox,
+        out=out,
+        fresh=arguments.fresh,
+    )
+    try:
+        results = evaluate(wanted, sampler)
+    finally:
+        sampler.close()
+    run = json.loads((out / RUN).read_text(encoding="utf-8"))
+    print(f"{wanted.model}\n\n{table(results, run['tasks'])}\n\nall of it is in {out}")
+
+
+def model_path(model: str) -> str:
+    """A run's folder stands for its newest checkpoint. Raises UserError for a folder that is no model."""
+    folder = Path(model).expanduser()
+    if folder.is_dir() and not (folder / "config.json").exists() and (folder / MODEL_LINK).is_dir():
+        folder = folder / MODEL_LINK
+    if folder.is_dir():
+        model = str(folder)
+    check_model(model, "MODEL")
+    return model
+
+
+# ---- tasks
+
+
+def make_jobs(arguments: Arguments, file: SampleFile | None) -> list[Job]:
+    if arguments.task is None:
+        if file is None:
+            raise UserError("--task is missing: say what to evaluate on, such as --task gsm8k,math500")
+        return jobs_of_file(arguments, file)
+    names = names_of("--task", arguments.task)
+    labels = [label_of(name) for name in names]
+    options = for_each(parse_options("--option", arguments.option), labels, ".")
+    paths, prompts = for_labels(arguments.path, labels), for_labels(arguments.prompt, labels)
+    verifier_options = parse_options("--set", arguments.verifier_options)
+    jobs = []
+    for name, label in zip(names, labels, strict=True):
+        task = task_of(
+            name,
+            arguments.split,
+            paths[label],
+            options[label],
+            limit=arguments.limit,
+            prompt=one_of("--prompt", label, prompts[label]),
+            chat=arguments.chat,
+        )
+        jobs.append(make_job(label, task, arguments.verifier, verifier_options))
+    return jobs
+
+
+def names_of(flag: str, given: str) -> list[str]:
+    """The tasks of a list with commas. Raises UserError: there is none, or one that is in it twice."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"{flag} {given!r} names no task; give one, such as gsm8k")
+    labels = [label_of(name) for name in names]
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+        raise UserError(f"{flag} {given}: {', '.join(repeated)} is in it more than once; name each task once")
+    return names
+
+
+def for_labels(given: Sequence[str], labels: list[str]) -> dict[str, list[str]]:
+    """What was given for all tasks, or as LABEL=VALUE for one of them: the values for each label."""
+    return {label: list(values) for label, values in for_each(dict.fromkeys(given), labels, "=").items()}
+
+
+def task_of(name: str, split: str, paths: Sequence[str], options: Mapping[str, Any], **more: Any) -> config.Task:
+    """NAME or NAME:VARIANT, with its problems from a file where one is given, in whose path {task} is filled in.
+
+    Raises UserError for a task that there is not, options that it does not take, a file that is not there."""
+    plain, variant = split_label(name)
+    chosen = dict(options) if variant is None else {**options, variant_option(plain): variant}
+    path = one_of("--path", name, paths)
+    path = None if path is None else path.replace("{task}", label_of(plain))
+    task = config.Task(name=plain, split=split, path=path, options=chosen, **more)
+    check_task(task, "--path")
+    return task
+
+
+def jobs_of_file(arguments: Arguments, file: SampleFile) -> list[Job]:
+    """The tasks that a file of ours is of, as the results.json beside it tells."""
+    beside = file.path.parent / RESULTS
+    try:
+        tasks = json.loads(beside.read_text(encoding="utf-8"))["manifest"]["tasks"]
+    except FileNotFoundError:
+        raise UserError(
+            f"--samples {file.path}: which task are they of? There is no {RESULTS} beside it that would tell; give "
+            "--task, and --path and --option where the task had them"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{beside} is no results.json of grpo-math evaluate ({error!r}); give --task") from error
+    jobs = []
+    for label, said in tasks.items():
+        task = config.Task(
+            **{key: said[key] for key in ("split", "path", "limit", "exclude", "options")}, name=said["task"]
+        )
+        task = task.model_copy(update={"prompt": said["prompt"]["name"].partition("+")[0]})
+        check_task(task, "the task's path")
+        verifier = said["verifier"]
+        options = parse_options("--set", arguments.verifier_options) or verifier["options"]
+        jobs.append(make_job(label, task, arguments.verifier or verifier["name"], options))
+    return jobs
+
+
+def variant_option(task: str) -> str:
+    """The option that NAME:VARIANT sets, which the task's module calls VARIANT."""
+    option = getattr(find_task(task), "VARIANT", None)
+    if option is None:
+        raise UserError(f"--task {task}: it has no variants; leave out what is behind the colon")
+    return str(option)
+
+
+def one_of(flag: str, label: str, given: Sequence[str]) -> str | None:
+    if len(given) > 1:
+        raise UserError(f"{flag} is given twice for task {label}: {', '.join(given)}; give one")
+    return given[0] if given else None
+
+
+# ---- sampling
+
+
+def sampling_of(arguments: Arguments) -> Sampling | None:
+    """None where the completions exist already. max_tokens is decided task by task."""
+    if arguments.samples is not None or arguments.gold:
+        return None
+    return Sampling(
+        arguments.n, arguments.max_tokens or 1, arguments.temperature, arguments.top_p, arguments.top_k, arguments.seed
+    )
+
+
+def ks_of(arguments: Arguments, file: SampleFile | None) -> list[int]:
+    """Raises UserError for a k above n, or above what some problem of a file has."""
+    n, name = arguments.n, f"-n {arguments.n}"
+    if arguments.gold:
+        n, name = 1, "--gold, which has one answer a problem"
+    if file is not None:
+        counts: dict[tuple[str | None, str], int] = {}
+        for row in file.rows:
+            counts[row.task, row.problem] = counts.get((row.task, row.problem), 0) + 1
+        n = min(counts.values())
+        name = f"--samples {file.path}, where some problem has {n}"
+    if arguments.k is None:
+        return sorted({1, n})
+    ks = whole_numbers("--k", arguments.k)
+    if ks[0] < 1 or ks[-1] > n:
+        raise UserError(
+            f"--k {arguments.k}: pass@k needs k from 1 to n, which is {n} ({name}); choose smaller ones"
+            + (f", or set -n {ks[-1]}" if file is None and not arguments.gold and ks[0] > 0 else "")
+        )
+    return ks
+
+
+def make_sampler(
+    arguments: Arguments, path: str | None, jobs: list[Job], file: SampleFile | None
+) -> tuple[Sampler, list[Job]]:
+    """The jobs too, since a file may have no samples of some problems."""
+    if file is not None:
+        sampler = FileSampler(file, jobs, arguments.partial)
+        return sampler, [with_samples(job, sampler) for job in jobs]
+    if arguments.gold:
+        return GoldSampler({problem.task: job.module for job in jobs for problem in job.problems[:1]}), jobs
+    if arguments.engine == "openai":
+        from grpo_math.evaluation.openai import OpenAISampler
+        from grpo_math.evaluation.openai_http import key_from
+
+        assert arguments.base_url is not None
+        assert arguments.model is not None
+        server = OpenAISampler(
+            arguments.base_url,
+            arguments.model,
+            key=key_from(arguments.key_env),
+            key_name=arguments.key_env,
+            concurrency=arguments.concurrency,
+            request_s=arguments.request_s,
+            retries=arguments.retries,
+            chat=arguments.chat,
+        )
+        server.introduce()
+        return server, jobs
+    assert path is not None
+    if arguments.engine == "vllm":
+        from grpo_math.evaluation.vllm import VLLMSampler
+
+        return VLLMSampler(path, arguments.max_rows, arguments.dtype, arguments.engine_options), jobs
+    from grpo_math.evaluation.hf import HFSampler
+
+    return HFSampler(path, arguments.max_rows, arguments.dtype, arguments.device), jobs
+
+
+def with_samples(job: Job, sampler: FileSampler) -> Job:
+    problems = tuple(filter(sampler.has, job.problems))
+    return replace(job, problems=problems, missing=len(job.problems) - len(problems))
+
+
+# ---- prompts
+
+
+def prompts_shown(jobs: Sequence[Job], arguments: Arguments, path: str | None) -> str:
+    """What is read of each task's first problem: with a model all of it, template and special tokens too."""
+    parts = []
+    for job in jobs:
+        asked = ask_without_model(job, path, arguments)
+        title = f"{job.label}  {job.form_name}  {asked.problem.id}"
+        if asked.token_ids is not None:
+            title += f"  {len(asked.token_ids)} tokens"
+        notes = [f"stop: {stop!r}" for stop in job.form.stop] + ([f"from {job.form.source}"] if job.form.source else [])
+        parts.append("\n".join([f"---- {title}", *notes, "----", asked.text]))
+    return "\n".join(parts)
+
+
+def ask_without_model(job: Job, path: str | None, arguments: Arguments) -> Asked:
+    problem = job.problems[0]
+    if path is not None:
+        from transformers import AutoTokenizer
+
+        from grpo_math.evaluation.hf import rendered
+
+        try:
+            return rendered(0, problem, job.form, AutoTokenizer.from_pretrained(path))
+        except OSError as error:
+            raise UserError(f"MODEL={path}: its tokenizer could not be loaded: {error}") from error
+    if job.form.chat is False:
+        return Asked(0, problem, job.form.text(problem))
+    from grpo_math.prompts import messages
+
+    return Asked(0, problem, "\n".join(f"[{m['role']}]\n{m['content']}" for m in messages(job.form, problem)))
+
+
+def default_out(arguments: Arguments, jobs: Sequence[Job]) -> Path:
+    """runs/evaluate/MODEL-TASK, or of a file its own name."""
+    if arguments.samples is not None:
+        model = f"{arguments.samples.parent.name}-{arguments.samples.name.partition('.')[0]}".strip("-")
+    else:
+        model = (arguments.model or "gold").strip("./").replace("/", "--")
+    return Path("runs") / "evaluate" / f"{model}-{'-'.join(job.label.replace(':', '-') for job in jobs)}"

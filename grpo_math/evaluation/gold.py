@@ -1,0 +1,47 @@
+"""Tasks' own answers in a model's place: what a perfect model would be given, and so a test of task and verifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from grpo_math.evaluation.sampler import Answered, Asked, Sample
+from grpo_math.find import user_code
+from grpo_math.forms import Form
+from grpo_math.types import Problem, Sampling
+
+BLOCK = 256
+
+
+def gold_completion(module: ModuleType) -> Callable[[Problem], str]:
+    """A task's own way of writing down its answer, or else the answer in a box."""
+    return getattr(module, "gold_completion", lambda problem: f"\\boxed{{{problem.answer}}}")
+
+
+class GoldSampler:
+    """tasks: the modules by Problem.task."""
+
+    context: int | None = None
+
+    def __init__(self, tasks: Mapping[str, ModuleType]) -> None:
+        self.tasks = tasks
+
+    def ask(self, number: int, problem: Problem, form: Form) -> Asked:
+        return Asked(number, problem, form.text(problem))
+
+    def sample(self, asked: Sequence[Asked], sampling: Sampling) -> Generator[list[Answered]]:
+        for start in range(0, len(asked), BLOCK):
+            yield [(a.number, [self._answer(a.problem)] * sampling.n) for a in asked[start : start + BLOCK]]
+
+    def _answer(self, problem: Problem) -> Sample:
+        with user_code(f"gold_completion of task {problem.task}"):
+            if not problem.answer.strip():
+                return Sample("", 0, "stop", "the data has no answer to it")
+            return Sample(gold_completion(self.tasks[problem.task])(problem), 0, "stop")
+
+    def identity(self) -> dict[str, Any]:
+        return {"engine": "gold"}
+
+    def close(self) -> None:
+        pass

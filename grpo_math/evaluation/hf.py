@@ -1,0 +1,69 @@
+"""Sample with transformers and this package's own decoding. Left out: vLLM (vllm.py) and servers (openai.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from grpo_math import config
+from grpo_math.backend.torch import DTYPES
+from grpo_math.evaluation.sampler import Answered, Asked, Sample, until
+from grpo_math.forms import Form
+from grpo_math.policy import load_policy, pick_device
+from grpo_math.prompts import render
+from grpo_math.rollout.hf import HFEngine
+from grpo_math.types import Completion, Problem, Prompt, Sampling
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class HFSampler:
+    """max_rows: completions decoded side by side."""
+
+    def __init__(self, model: str, max_rows: int, dtype: Dtype, device: str) -> None:
+        self.policy = load_policy(config.Model(path=model), pick_device(device))
+        self.engine = HFEngine(self.policy, max_rows, DTYPES[dtype])
+        self.max_rows, self.dtype = max_rows, dtype
+        self.context: int | None = self.policy.context
+
+    def ask(self, number: int, problem: Problem, form: Form) -> Asked:
+        return rendered(number, problem, form, self.policy.tokenizer)
+
+    def sample(self, asked: Sequence[Asked], sampling: Sampling) -> Generator[list[Answered]]:
+        per_block = max(1, self.max_rows // sampling.n)
+        # by their places in the task: after an interruption the same problems are beside each other, and round alike
+        for _, some in groupby(asked, lambda a: a.number // per_block):
+            block = list(some)
+            stop = block[0].stop
+            groups = self.engine.generate([prompt_of(a) for a in block], replace(sampling, stop=stop))
+            yield [(a.number, [sample_of(c, stop) for c in group]) for a, group in zip(block, groups, strict=True)]
+
+    def identity(self) -> dict[str, Any]:
+        device = self.policy.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return {"engine": "hf", "dtype": self.dtype, "device": name, "max_rows": self.max_rows}
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def rendered(number: int, problem: Problem, form: Form, tokenizer: PreTrainedTokenizerBase) -> Asked:
+    prompt = render(form, problem, tokenizer)
+    return Asked(number, problem, prompt.text, prompt.token_ids, stop=form.stop)
+
+
+def prompt_of(asked: Asked) -> Prompt:
+    assert asked.token_ids is not None
+    return Prompt(asked.problem, asked.token_ids, asked.text)
+
+
+def sample_of(completion: Completion, stop: Sequence[str]) -> Sample:
+    before = until(completion.text, stop)
+    if before is None:
+        return Sample(completion.text, len(completion.token_ids), completion.finish_reason)
+    return Sample(before, len(completion.token_ids), "stop")

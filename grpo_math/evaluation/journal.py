@@ -1,0 +1,153 @@
+"""What an evaluation has done so far, so that an interruption loses nothing that was sampled.
+
+A line for each block that a sampler gave and for each that was judged, whole or not at all: a line that was cut off by
+a kill is dropped, and what it held is done again. Gone once results.json is there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from grpo_math.evaluation.sampler import Answered, Sample
+from grpo_math.types import UserError, Verdict
+
+NAME = "journal.jsonl"
+
+Block = list[Answered]
+JudgedBlock = list[tuple[int, list[Verdict]]]
+
+
+class Journal:
+    """request: all that decides what is sampled and how it is judged, as plain JSON. A journal of another request is
+    refused. samples, verdicts: what there is already, by task and by number of the problem. seconds: that the samples
+    of each task took."""
+
+    def __init__(self, folder: Path, request: Mapping[str, Any]) -> None:
+        self.path = folder / NAME
+        self.samples: dict[str, dict[int, list[Sample]]] = {}
+        self.verdicts: dict[str, dict[int, list[Verdict]]] = {}
+        self.seconds: dict[str, float] = {}
+        whole = self._read(request) if self.path.exists() else 0
+        try:
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._file, whole)
+            os.lseek(self._file, 0, os.SEEK_END)
+        except BlockingIOError as error:
+            raise UserError(f"--out {folder}: another evaluation writes there now; give another --out") from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if not whole:
+            self._append({"request": request})
+
+    def sampled(self, task: str, block: Block, seconds: float) -> None:
+        # with the disk's word for it: this is what took the time
+        self._append({"task": task, "seconds": seconds, "sampled": [[i, [_row(s) for s in some]] for i, some in block]})
+        self._take_samples(task, block, seconds)
+
+    def judged(self, task: str, block: JudgedBlock) -> None:
+        self._append({"task": task, "judged": [[i, [asdict(v) for v in some]] for i, some in block]})
+        self.verdicts.setdefault(task, {}).update(block)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def remove(self) -> None:
+        self.close()
+        self.path.unlink()
+
+    def _take_samples(self, task: str, block: Block, seconds: float) -> None:
+        self.samples.setdefault(task, {}).update(block)
+        self.seconds[task] = self.seconds.get(task, 0.0) + seconds
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        rest = memoryview(json.dumps(line).encode() + b"\n")
+        start = os.lseek(self._file, 0, os.SEEK_CUR)
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, start)
+            os.lseek(self._file, start, os.SEEK_SET)
+            raise self._unwritable(error) from error
+
+    def _read(self, request: Mapping[str, Any]) -> int:
+        """Takes what the file has; returns the bytes of its whole lines."""
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        lines = content[:whole].splitlines()
+        for number, text in enumerate(lines, 1):
+            try:
+                line = json.loads(text)
+                self._take(line, request)
+            except (ValueError, KeyError, TypeError) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(
+                    f"{self.path}:{number} is no line of a journal ({error!r}); give --fresh to sample anew, or "
+                    "another --out"
+                ) from error
+        return whole
+
+    def _take(self, line: dict[str, Any], request: Mapping[str, Any]) -> None:
+        if "request" in line:
+            refuse_other(line["request"], request, self.path.parent)
+        elif "sampled" in line:
+            block = [(i, [Sample(*row) for row in rows]) for i, rows in line["sampled"]]
+            self._take_samples(line["task"], block, line["seconds"])
+        else:
+            verdicts = {i: [_verdict(row) for row in rows] for i, rows in line["judged"]}
+            self.verdicts.setdefault(line["task"], {}).update(verdicts)
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self.path} cannot be written ({error.strerror or error}); free some space on its disk, then run the "
+            "same command again: it goes on from here"
+        )
+
+
+def _row(sample: Sample) -> tuple[Any, ...]:
+    return sample.text, sample.tokens, sample.finish_reason, sample.failed
+
+
+def _verdict(row: dict[str, Any]) -> Verdict:
+    steps, tests = row["step_rewards"], row["tests"]
+    return Verdict(
+        row["reward"],
+        row["reason"],
+        row["detail"],
+        row["answer"],
+        None if steps is None else tuple((int(end), float(reward)) for end, reward in steps),
+        None if tests is None else tuple(tests),
+    )
+
+
+def refuse_other(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError where a folder's results are those of another request, with the keys that differ."""
+    before, after = _flat(then), _flat(now)
+    differing = [
+        f"  {key}: {before.get(key, '(not there)')!s:.100} -> {after.get(key, '(not there)')!s:.100}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"--out {folder} holds another evaluation, which differs in\n" + "\n".join(differing) + "\n"
+            "give another --out, or --fresh to discard what is there"
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

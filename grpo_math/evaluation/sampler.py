@@ -1,0 +1,64 @@
+"""What an evaluation needs of whatever samples: put problems in its own form, and answer them in any order.
+
+Left out: the samplers themselves (local.py, openai.py, gold.py), and what is done with their answers (run.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from grpo_math.forms import Form
+from grpo_math.types import FinishReason, Problem, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A problem as the model reads it. number: its place among the task's problems, from 0.
+
+    text: all of what the model reads where the sampler renders it here, chat template included; for a server that does
+    so itself the messages as JSON. token_ids: None where the sampler's server makes them. messages: of a chat, where
+    the server renders it. stop: a completion ends before the first of these."""
+
+    number: int
+    problem: Problem
+    text: str
+    token_ids: tuple[int, ...] | None = None
+    messages: tuple[dict[str, str], ...] | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion. tokens: how many were sampled, the end-of-sequence token too. failed: why there is none, where
+    the sampler could not give one for this problem; then text is empty."""
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+    failed: str | None = None
+
+
+Answered = tuple[int, list[Sample]]  # Asked.number, its sampling.n samples
+
+
+class Sampler(Protocol):
+    context: int | None  # tokens of prompt and completion together; None where nobody says
+
+    def ask(self, number: int, problem: Problem, form: Form) -> Asked: ...
+
+    def sample(self, asked: Sequence[Asked], sampling: Sampling) -> Generator[list[Answered]]:
+        """What is done, as soon as it is; each problem once, in any order. What is drawn for a problem depends on
+        sampling.seed and the problem's id, not on the number that is asked for at once."""
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides what is sampled, besides the prompts and `Sampling`: for the manifest, as plain JSON."""
+
+    def close(self) -> None: ...
+
+
+def until(text: str, stop: Sequence[str]) -> str | None:
+    """What comes before the first of `stop`; None where none of them is in it."""
+    places = [place for words in stop if (place := text.find(words)) >= 0]
+    return text[: min(places)] if places else None
