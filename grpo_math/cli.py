@@ -199,10 +199,10 @@ def verify(
 @app.command("list")
 def list_(
     what: Annotated[
-        Literal["tasks", "verifiers", "algorithms"], typer.Argument(help="What to list.", show_default=False)
+        Literal["tasks", "prompts", "verifiers", "algorithms"], typer.Argument(help="What to list.", show_default=False)
     ],
 ) -> None:
-    """List the tasks, the verifiers or the algorithms.
+    """List the tasks, their prompts, the verifiers or the algorithms.
 
     \b
     Example:
@@ -210,9 +210,14 @@ def list_(
     """
     from grpo_math import find
     from grpo_math.algorithms import table
+    from grpo_math.forms import forms_of
 
     if what == "algorithms":
         rows = [("algorithm", "advantage", "ratio", "surrogate", "reduction", "paper"), *table()]
+    elif what == "prompts":
+        modules = {name: find.find_task(name) for name in find.list_tasks()}
+        named = [(task, name, form) for task, module in modules.items() for name, form in forms_of(module).items()]
+        rows = [("task", "prompt", "from"), *((task, name, form.source) for task, name, form in named)]
     else:
         rows = [
             (name, find.first_line(what, name))

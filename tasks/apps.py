@@ -21,6 +21,7 @@ from grpo_math.tasks._code import fenced, file_rows, parsed, stdio_tests
 from grpo_math.types import Problem, UserError
 
 VERIFIER = "code"
+VARIANT = "difficulty"  # the option that NAME:VARIANT sets
 SOURCE = "APPS, eval/generate_gpt_codes.py at 1eecd13"
 PROMPTS = {
     # the question ends with the starter code and the published line on the format; the last sentence is ours

@@ -26,6 +26,7 @@ from grpo_math.tasks._code import file_rows, parsed, stdio_tests
 from grpo_math.types import Problem, UserError
 
 VERIFIER = "code"
+VARIANT = "release"  # the option that NAME:VARIANT sets
 PROMPTS = {
     # what any chat model is given; the question ends with FORMATS and the starter code
     "chat@1": Form(

@@ -1,4 +1,4 @@
-"""What README.md and CONTRIBUTING.md say is so: their code runs, their commands parse, their keys and files exist."""
+"""What README.md, CONTRIBUTING.md and two of docs/ say is so: their code runs, their commands parse, their keys and files exist."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 AT_SCALE = (ROOT / "docs" / "at_scale.md").read_text(encoding="utf-8")
-BOTH = README + CONTRIBUTING + AT_SCALE
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+BOTH = README + CONTRIBUTING + AT_SCALE + EVALUATION
 TOP = config.GRPO.model_fields | config.SFT.model_fields
 
 
@@ -139,7 +140,8 @@ def test_commands_parse(words: list[str]) -> None:
     values = command.make_context(name, rest, parent=parsed).params
     if name in ("train", "plan") and str(values["path"]).startswith("launch/"):
         load_config(ROOT / values["path"], values["overrides"] or [])
-    assert values.get("task") in {None, "NAME", "./products.py", *list_tasks()}
+    for task in str(values.get("task") or values.get("train") or "NAME").split(","):
+        assert task.partition(":")[0] in {"NAME", "./products.py", *list_tasks()}
     if name == "verify":
         assert values["name"] in {None, "NAME", "./last_number.py", *list_verifiers()}
 
@@ -196,7 +198,7 @@ def test_keys_in_the_prose_are_real(tmp_path: Path) -> None:
     seen = []
     for text in inline():
         key, equals, value = text.partition("=")
-        if not re.fullmatch(r"[a-z_]+(\.[A-Za-z_0-9]+)*", key) or not (equals or "." in key) or key.endswith(".py"):
+        if not re.fullmatch(r"[a-z_]+(\.[A-Za-z_0-9]+)*", key) or not (equals or "." in key) or key.endswith((".py", ".json", ".jsonl")):
             continue
         if key.split(".")[0] in TOP:
             seen.append(key)
