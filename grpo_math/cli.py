@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from grpo_math import __version__
+from grpo_math.arguments import parse_options
 from grpo_math.cli_cluster import launch, serve
 from grpo_math.cli_evaluate import compare, decontaminate, evaluate
 from grpo_math.cli_options import (
@@ -29,7 +30,6 @@ from grpo_math.cli_options import (
     VerifierOptions,
     Workers,
     limits,
-    parse_options,
     show_log,
 )
 from grpo_math.sandbox.limits import Limits

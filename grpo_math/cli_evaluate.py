@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from grpo_math.arguments import parse_options, whole_numbers
 from grpo_math.cli_options import (
     AtMost,
     Memory,
@@ -15,8 +16,6 @@ from grpo_math.cli_options import (
     VerifierOptions,
     Workers,
     limits,
-    parse_options,
-    whole_numbers,
 )
 from grpo_math.sandbox.limits import Limits
 from grpo_math.types import UserError

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -46,24 +45,6 @@ Memory = Annotated[int, typer.Option(min=64, metavar="MB", help="Megabytes that 
 Level = Literal["namespaces", "seccomp", "process"]
 Require = Annotated[Level, typer.Option(help="The least isolation that a judged program must have; strongest first.")]
 AtMost = Annotated[Level, typer.Option(help="The best isolation to try; the best that works here is used.")]
-
-
-def parse_options(flag: str, given: Sequence[str] | None) -> dict[str, Any]:
-    from grpo_math.config_file import parse_value
-
-    pairs = [(text.partition("="), text) for text in given or []]
-    for (key, equals, _), text in pairs:
-        if not key or not equals:
-            raise UserError(f"{flag} {text}: write KEY=VALUE, for example {flag} max_digits=3")
-    return {key: parse_value(value) for (key, _, value), _ in pairs}
-
-
-def whole_numbers(flag: str, text: str) -> list[int]:
-    """1,8 -> [1, 8], each once and in order."""
-    try:
-        return sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise UserError(f"{flag} {text}: give whole numbers with commas between them, such as {flag} 1,8") from None
 
 
 def limits(timeout: float | None, memory: int, require: Level, at_most: Level) -> tuple[float, config.Sandbox]:

@@ -142,7 +142,7 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     ("ranks", "overrides", "kills"),
     [
         (1, (), 1),
-        (2, ZERO2, 1),
+        (2, ZERO2, 0),
         (2, ZERO3, 1),
         (1, ("rollout.engine=vllm",), 0),
         (2, (*ZERO2, "rollout.engine=vllm"), 1),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo_math import config
-from grpo_math.cli_options import parse_options, whole_numbers
+from grpo_math.arguments import parse_options, whole_numbers
 from grpo_math.evaluation.foreign import FileSampler, SampleFile, read_samples
 from grpo_math.evaluation.gold import GoldSampler
 from grpo_math.evaluation.job import Job, for_each, label_of, make_job, split_label

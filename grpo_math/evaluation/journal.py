@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,7 @@ class Journal:
         self.samples: dict[str, dict[int, list[Sample]]] = {}
         self.verdicts: dict[str, dict[int, list[Verdict]]] = {}
         self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()  # one thread samples, another judges
         whole = self._read(request) if self.path.exists() else 0
         try:
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -68,15 +70,16 @@ class Journal:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         rest = memoryview(json.dumps(line).encode() + b"\n")
-        start = os.lseek(self._file, 0, os.SEEK_CUR)
-        try:
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-            os.fsync(self._file)
-        except OSError as error:
-            os.ftruncate(self._file, start)
-            os.lseek(self._file, start, os.SEEK_SET)
-            raise self._unwritable(error) from error
+        with self._lock:
+            start = os.lseek(self._file, 0, os.SEEK_CUR)
+            try:
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
+                os.fsync(self._file)
+            except OSError as error:
+                os.ftruncate(self._file, start)
+                os.lseek(self._file, start, os.SEEK_SET)
+                raise self._unwritable(error) from error
 
     def _read(self, request: Mapping[str, Any]) -> int:
         """Takes what the file has; returns the bytes of its whole lines."""
