@@ -17,7 +17,7 @@ from grpo_math import config
 from grpo_math.arguments import parse_options, whole_numbers
 from grpo_math.evaluation.foreign import FileSampler, SampleFile, read_samples
 from grpo_math.evaluation.gold import GoldSampler
-from grpo_math.evaluation.job import Job, for_each, label_of, make_job, split_label
+from grpo_math.evaluation.job import Job, label_of, make_job, options_for, split_label
 from grpo_math.evaluation.run import RESULTS, RUN, Wanted, evaluate
 from grpo_math.evaluation.sampler import Asked, Sampler
 from grpo_math.evaluation.show import table
@@ -126,7 +126,7 @@ def make_jobs(arguments: Arguments, file: SampleFile | None) -> list[Job]:
         return jobs_of_file(arguments, file)
     names = names_of("--task", arguments.task)
     labels = [label_of(name) for name in names]
-    options = for_each(parse_options("--option", arguments.option), labels, ".")
+    options = options_for(parse_options("--option", arguments.option), labels)
     paths, prompts = for_labels(arguments.path, labels), for_labels(arguments.prompt, labels)
     verifier_options = parse_options("--set", arguments.verifier_options)
     jobs = []
@@ -156,8 +156,16 @@ def names_of(flag: str, given: str) -> list[str]:
 
 
 def for_labels(given: Sequence[str], labels: list[str]) -> dict[str, list[str]]:
-    """What was given for all tasks, or as LABEL=VALUE for one of them: the values for each label."""
-    return {label: list(values) for label, values in for_each(dict.fromkeys(given), labels, "=").items()}
+    """Of each label the values given for it alone, as LABEL=VALUE, or else those given for all."""
+    own: dict[str, list[str]] = {label: [] for label in labels}
+    for_all = []
+    for text in given:
+        label, mark, value = text.partition("=")
+        if mark and label in own:
+            own[label].append(value)
+        else:
+            for_all.append(text)
+    return {label: values or for_all for label, values in own.items()}
 
 
 def task_of(name: str, split: str, paths: Sequence[str], options: Mapping[str, Any], **more: Any) -> config.Task:

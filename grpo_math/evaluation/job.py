@@ -62,14 +62,10 @@ def label_of(text: str) -> str:
     return stem if variant is None else f"{stem}:{variant}"
 
 
-def for_each(given: Mapping[str, Any], labels: list[str], mark: str) -> dict[str, dict[str, Any]]:
-    """What was given for all tasks, or as LABEL + mark + KEY for one of them: key -> value for each label."""
-    own: dict[str, dict[str, Any]] = {label: {} for label in labels}
-    for name, value in given.items():
-        label, found, key = name.partition(mark)
-        if found and label in own:
-            own[label][key] = value
-        else:
-            for label in labels:
-                own[label].setdefault(name, value)
-    return own
+def options_for(given: Mapping[str, Any], labels: list[str]) -> dict[str, dict[str, Any]]:
+    """The options of each label: KEY is for all of them, LABEL.KEY for one and goes before it."""
+    for_all = {key: value for key, value in given.items() if key.partition(".")[0] not in labels or "." not in key}
+    return {
+        label: for_all | {key.removeprefix(f"{label}."): v for key, v in given.items() if key.startswith(f"{label}.")}
+        for label in labels
+    }
