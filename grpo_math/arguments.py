@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from grpo_math.types import UserError
@@ -25,3 +26,28 @@ def whole_numbers(flag: str, text: str) -> list[int]:
         return sorted({int(part) for part in text.split(",")})
     except ValueError:
         raise UserError(f"{flag} {text}: give whole numbers with commas between them, such as {flag} 1,8") from None
+
+
+# what the command line calls the keys of a configuration; the first that fits goes before the others
+FLAGS = (
+    ("task.options.", "--option "),
+    ("task.path", "--path"),
+    ("task.split", "--split"),
+    ("task.prompt", "--prompt"),
+    ("task.limit", "--limit"),
+    ("task.chat", "--chat"),
+    ("backend.device", "--device"),
+    ("model.path", "MODEL"),
+)
+
+
+@contextmanager
+def named_by_flags() -> Iterator[None]:
+    """Errors of what also reads configurations speak of the command's own flags."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for key, flag in FLAGS:
+            text = text.replace(key, flag)
+        raise UserError(text) from error

@@ -318,9 +318,9 @@ def _joined() -> bool:
 
 
 def _task(name: str, split: str, path: str | None, limit: int | None, options: list[str] | None) -> config.Task:
-    from grpo_math import config
+    from grpo_math.evaluation.job import task_of
 
-    return config.Task(name=name, split=split, path=path, limit=limit, options=parse_options("--option", options))
+    return task_of(name, split, [] if path is None else [path], parse_options("--option", options), limit=limit)
 
 
 def main() -> None:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from grpo_math.arguments import parse_options, whole_numbers
+from grpo_math.arguments import named_by_flags, parse_options, whole_numbers
 from grpo_math.cli_options import (
     AtMost,
     Memory,
     Require,
+    TaskOptions,
     Timeout,
     VerifierOptions,
     Workers,
     limits,
+    show_log,
 )
 from grpo_math.sandbox.limits import Limits
 from grpo_math.types import UserError
-
-if TYPE_CHECKING:
-    pass
 
 LIMITS = Limits()
 Tasks = Annotated[
@@ -142,14 +141,15 @@ def evaluate(
     """
     from grpo_math.evaluation import ask
 
+    show_log()
     one = [bool(model), samples is not None, gold]
     if sum(one) != 1 and not (show_prompt and not model and samples is None):
         raise UserError("give one of MODEL, --samples FILE and --gold")
     if (engine == "openai") != (base_url is not None):
         raise UserError("--engine openai and --base-url URL go together")
     timeout_s, sandbox = limits(timeout, memory, require, at_most)
-    ask.command(
-        ask.Arguments(
+    with named_by_flags():
+        ask.command(ask.Arguments(
             model=model, task=task, split=split, n=n, k=k, limit=limit, path=path or [], option=option or [],
             prompt=prompt or [], chat=chat, temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens,
             seed=seed, engine=engine, engine_options=parse_options("--engine-option", engine_option),
@@ -157,8 +157,7 @@ def evaluate(
             request_s=request_s, retries=retries, samples=samples, partial=partial, gold=gold,
             show_prompt=show_prompt, out=out, fresh=fresh, verifier=verifier, verifier_options=set_ or [],
             workers=workers, timeout_s=timeout_s, sandbox=sandbox, max_rows=max_rows, dtype=dtype, device=device,
-        )
-    )  # fmt: skip
+        ))  # fmt: skip
 
 
 def compare(
@@ -194,7 +193,7 @@ def decontaminate(
     split: Annotated[str, typer.Option(help="Which problems to look through.")] = "train",
     path: Annotated[str | None, typer.Option(metavar="FILE", help="Those problems, from this file.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many of them, the first ones.")] = None,
-    option: Options = None,
+    option: TaskOptions = None,
     against_split: Annotated[str, typer.Option(help="Which problems of the benchmarks.")] = "test",
     against_path: Annotated[
         list[str] | None,
@@ -220,12 +219,15 @@ def decontaminate(
       grpo-math train launch/gsm8k.yaml model.path=models/mine task.exclude=exclude.jsonl
     """
     from grpo_math.decontaminate import decontaminate_command
-    from grpo_math.evaluation import ask
-    from grpo_math.evaluation.job import label_of
+    from grpo_math.evaluation.job import for_labels, label_of, names_of, task_of
 
     options = parse_options("--option", option)
-    own = ask.task_of(train, split, [] if path is None else [path], options, limit=limit)
-    names = ask.names_of("--against", against)
-    paths = ask.for_labels(against_path or [], [label_of(name) for name in names])
-    others = [ask.task_of(name, against_split, list(paths[label_of(name)]), {}) for name in names]
-    typer.echo(decontaminate_command(own, others, n, min_share, max_common, out))
+    with named_by_flags():
+        own = task_of(train, split, [] if path is None else [path], options, limit=limit)
+        names = {label_of(name): name for name in names_of("--against", against)}
+        paths = for_labels(against_path or [], list(names))
+        others = {
+            label: task_of(name, against_split, paths[label], {}, flag="--against-path")
+            for label, name in names.items()
+        }
+        typer.echo(decontaminate_command(own, others, n, min_share, max_common, out))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -60,6 +60,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> config.GRPO 
         raise UserError("\n".join(wrong))
     assert isinstance(cfg, config.GRPO | config.SFT)
     return cfg
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    inside = [flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in tree.items()]
+    return {key: value for part in inside for key, value in part.items()}
 
 
 def dump_config(cfg: config.Common) -> str:

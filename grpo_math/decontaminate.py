@@ -204,14 +204,14 @@ def longest_run(a: Sequence[str], b: Sequence[str]) -> Sequence[str]:
 
 
 def decontaminate_command(
-    train: config.Task, against: Sequence[config.Task], n: int, min_share: float, max_common: int, out: Path
+    train: config.Task, against: Mapping[str, config.Task], n: int, min_share: float, max_common: int, out: Path
 ) -> str:
-    """Write the hits to `out` as JSON lines, which task.exclude reads, and return the report. Raises UserError."""
+    """Write the hits to `out` as JSON lines, which task.exclude reads, and return the report. against: benchmarks by
+    the name that the report gives them. Raises UserError."""
     if n < 2:
         raise UserError(f"-n {n}: single words are shared by all problems; give at least 2, such as {SHORTEST} or {N}")
     problems = _finite(train, "give --limit")
-    labels = _labels(against)
-    benchmarks = {label: _finite(task, "name a split that ends") for label, task in zip(labels, against, strict=True)}
+    benchmarks = {label: _finite(task, "name a split that ends") for label, task in against.items()}
     index = Index([Target(label, problem) for label, items in benchmarks.items() for problem in items], n)
     findings = find_hits(problems, index, min_share, max_common)
     try:
@@ -233,16 +233,6 @@ def _finite(task: config.Task, remedy: str) -> list[Problem]:
     if problems is None:
         raise UserError(f"task {task.name}, split {task.split}, has no end; {remedy} to compare its first problems")
     return problems
-
-
-def _labels(tasks: Sequence[config.Task]) -> list[str]:
-    """Names of the tasks, each with what tells it from others of that name."""
-    names = Counter(task.name for task in tasks)
-    labels = [t.name if names[t.name] == 1 else f"{t.name} {t.path or t.split}" for t in tasks]
-    if len(set(labels)) < len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise UserError(f"--against names {twice} twice; name each benchmark once")
-    return labels
 
 
 def _table(hits: Sequence[Hit], sizes: Mapping[str, int]) -> list[str]:

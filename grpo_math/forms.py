@@ -7,6 +7,7 @@ tokens and chat templates (prompts.py).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,6 +17,8 @@ from grpo_math.types import Problem, UserError
 
 if TYPE_CHECKING:
     from grpo_math import config
+
+NAME = re.compile(r"[^@]+@\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +38,29 @@ class Form:
     source: str = ""
 
     def text(self, problem: Problem) -> str:
+        """What the user says. Raises UserError where the template wants a {prompt} that the problem does not have."""
         # replace, not str.format: templates are full of \boxed{}; the question last, for it may have {prompt} in it
         text = self.template
         if "{prompt}" in text:
+            if "prompt" not in problem.metadata:
+                raise UserError(
+                    f"the template {self.template[:60]!r} has {{prompt}} in it, and problem {problem.id} has no "
+                    'metadata["prompt"]; write {question}'
+                )
             text = text.replace("{prompt}", str(problem.metadata["prompt"]))
         return text.replace("{question}", problem.question)
+
+    def plain(self, problem: Problem) -> str:
+        """All that is read where there is no chat."""
+        return self.text(problem) if self.system is None else f"{self.system}\n\n{self.text(problem)}"
 
 
 def forms_of(module: ModuleType) -> Mapping[str, Form]:
     """The forms of a task by their full names. A task with a TEMPLATE alone has one, called `default@1`."""
     if forms := getattr(module, "PROMPTS", None):
+        for name in forms:
+            if not NAME.fullmatch(name):
+                raise UserError(f"{module.__name__}: PROMPTS has {name!r}; write NAME@VERSION, such as boxed@1")
         return dict(forms)
     template, system = getattr(module, "TEMPLATE", "{question}"), getattr(module, "SYSTEM", None)
     return {"default@1": Form(str(template), system)}

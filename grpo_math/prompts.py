@@ -26,8 +26,7 @@ def prompt_maker(task: config.Task, module: ModuleType, tokenizer: PreTrainedTok
 def render(form: Form, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     chat = bool(tokenizer.chat_template) if form.chat is None else form.chat
     if not chat:
-        text = form.text(problem)
-        text = text if form.system is None else f"{form.system}\n\n{text}"
+        text = form.plain(problem)
         ids = plain_ids(text, tokenizer)
         if not ids:
             raise UserError(f"problem {problem.id}: its prompt is empty; give it a question")

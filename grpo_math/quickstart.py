@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,8 +102,8 @@ def measure(cfg: config.Common, task: config.Task, out: Path, seed: int) -> dict
         out=out,
         fresh=True,
     )
-    sampler = HFSampler(model, cfg.rollout.max_rows, cfg.backend.dtype, cfg.backend.device)
-    return evaluate(wanted, sampler)["tasks"][task.name]
+    with closing(HFSampler(model, cfg.rollout.max_rows, cfg.backend.dtype, cfg.backend.device)) as sampler:
+        return evaluate(wanted, sampler)["tasks"][task.name]
 
 
 def table(results: dict[str, Any]) -> Table:

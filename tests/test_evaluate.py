@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from grpo_math.evaluation.show import Progress, table
 from grpo_math.evaluation.summary import counts_of, curve, judged, summarise
 from grpo_math.passk import pass_at_k
 from grpo_math.rollout.hf import HFEngine
-from grpo_math.types import Completion, Group, Problem, Prompt, Sampling, Scored, UserError, Verdict
+from grpo_math.types import Group, Problem, Prompt, Sampling, Scored, UserError, Verdict
 from tests.tiny import completion, prompt, save_tiny, tiny_policy
 
 ROOT = Path(__file__).parents[1]
@@ -249,7 +250,7 @@ def test_a_runs_folder_stands_for_its_newest_checkpoint(model: Path, tmp_path: P
         (("--gold",), "--task is missing"),
         (("--gold", "--task", "arithmetik"), "did you mean arithmetic?"),
         (("--gold", "--task", "gsm8k,gsm8k"), "gsm8k is in it more than once"),
-        (("--gold", "--task", "gsm8k:hard"), "it has no variants"),
+        (("--gold", "--task", "gsm8k:hard"), "task gsm8k has no variants"),
         (("--gold", "--task", "gsm8k", "--path", "none.jsonl"), "--path=none.jsonl: there is no such file"),
         (("--gold", "--task", "gsm8k", "--prompt", "cot"), "gsm8k has the prompts boxed@1"),
         (("--gold", "--task", "arithmetic", "--k", "1,2"), "k from 1 to n, which is 1"),
@@ -258,6 +259,14 @@ def test_a_runs_folder_stands_for_its_newest_checkpoint(model: Path, tmp_path: P
         (("./nowhere", "--task", "arithmetic"), "MODEL=./nowhere: there is no such folder"),
         (("m", "--task", "arithmetic", "--engine", "openai"), "--engine openai and --base-url URL go together"),
         (("--samples", "none.jsonl", "--task", "arithmetic"), "none.jsonl does not exist"),
+        (
+            ("--gold", "--task", "arithmetic", "--prompt", "gsm8k=boxed"),
+            "gsm8k=boxed is for the task gsm8k, which is not",
+        ),
+        (("--gold", "--task", "arithmetic", "--option", "digits=1"), "--option digits=1: task arithmetic takes"),
+        (("--gold", "--task", "reasoning_gym"), "needs --option dataset=NAME"),
+        (("--gold", "--task", "arithmetic", "--partial"), "--partial speaks of --samples"),
+        (("m", "--task", "arithmetic", "--engine-option", "a=1"), "--engine-option is for --engine vllm"),
         (("--gold", "--task", "arithmetic", "--set", "percents=1"), "percents"),
     ],
 )
@@ -273,8 +282,11 @@ def test_prompts_are_shown_as_the_model_reads_them(model: Path, tmp_path: Path) 
     assert "gsm8k  cot-8shot@1  gsm8k/test/1" in shown
     assert "There are 15 trees in the grove." in shown
     assert shown.rstrip().endswith("Q: How many?\nA:")
-    assert "stop: 'Q:'" in shown or "stop: '\\n\\nQ:'" in shown
+    assert "stop: 'Q:'" in shown
     assert "[user]\nHow many?" in call(*words).output  # no model: the messages
+    for words_and_model in (words, (str(model), *words)):
+        plain = call(*words_and_model, "--prompt", "qwen25-math-cot", "--no-chat").output
+        assert plain.rstrip().endswith("put your final answer within \\boxed{}.\n\nHow many?")
 
 
 # ---- what exists already
@@ -368,6 +380,85 @@ def test_which_task_a_file_is_of_has_to_be_known(tmp_path: Path) -> None:
     assert "give --task" in refused("--samples", file)
 
 
+def test_what_a_server_did_not_give_is_not_wrong_the_second_time_either(tmp_path: Path) -> None:
+    rows = [
+        {
+            "task": "arithmetic",
+            "problem": f"arithmetic/test/{i}",
+            "completion": "x",
+            "tokens": 100,
+            "finish_reason": "stop",
+        }
+        for i in range(2)
+    ]
+    rows[1] |= {"completion": "", "tokens": 0, "failed": "refused"}
+    file = written(tmp_path / "s.jsonl", *rows)
+    words = ("--samples", file, "--task", "arithmetic", "--partial", "--out")
+    figures = done(*words, str(tmp_path / "one"))["tasks"]["arithmetic"]
+    assert (figures["errors"], figures["pass@1_left_out"], figures["mean_tokens"]) == (1, 1, 100)
+    again = done("--samples", str(tmp_path / "one" / "samples.jsonl"), *words[2:], str(tmp_path / "other"))
+    assert again["tasks"]["arithmetic"] == figures
+
+
+def test_a_bare_program_stays_one(humaneval: tuple[str, ...], tmp_path: Path) -> None:
+    solution = '"""Doubles.\n\n```python\ntwice(2)\n```\n"""\ndef twice(x):\n    return 2 * x\n'
+    rows = [{"task_id": f"HumanEval/{i}", "solution": solution} for i in range(2)]
+    file = written(tmp_path / "s.jsonl", *rows)
+    for samples, out in ((file, tmp_path / "one"), (str(tmp_path / "one" / "samples.jsonl"), tmp_path / "other")):
+        figures = done("--samples", samples, *humaneval, "--out", str(out))["tasks"]["humaneval"]
+        assert (figures["pass@1"], figures["mean_tokens"], figures["truncated"]) == (1.0, None, None)
+    assert (tmp_path / "one" / "samples.jsonl").read_bytes() == (tmp_path / "other" / "samples.jsonl").read_bytes()
+
+
+def test_tasks_with_the_same_ids_keep_their_samples(tmp_path: Path) -> None:
+    for name, answer in (("ta", "1"), ("tb", "2")):
+        (tmp_path / f"{name}.py").write_text(
+            'from grpo_math.types import Problem\nVERIFIER = "math"\n'
+            f"def load(split):\n    return [Problem('p', 't', 'q', '{answer}')]\n"
+        )
+    names = f"{tmp_path}/ta.py,{tmp_path}/tb.py"
+    done("--gold", "--task", names, "--out", str(tmp_path / "one"))
+    file = str(tmp_path / "one" / "samples.jsonl")
+    for words in (("--task", names), ()):
+        again = done("--samples", file, *words, "--out", str(tmp_path / f"again{len(words)}"))
+        assert {label: found["completions"] for label, found in again["tasks"].items()} == {"ta": 1, "tb": 1}
+    nameless = written(tmp_path / "s.jsonl", {"problem": "p", "completion": "1"})
+    assert "is a problem of ta and of tb" in refused("--samples", nameless, "--task", names)
+    other = written(tmp_path / "s.jsonl", {"problem": "p", "completion": "1", "task": "tc"})
+    assert "its task is 'tc', which is not ta or tb" in refused("--samples", other, "--task", names)
+
+
+def test_a_file_of_ours_is_judged_again_without_the_prompts_that_were_too_long(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.py").write_text(
+        'from grpo_math.types import Problem\nVERIFIER = "math"\n'
+        "def load(split):\n    return [Problem(f'p{i}', 't', '1' * i, '1') for i in (3, 5, 90)]\n"
+    )
+    out = tmp_path / "out"
+    results = done(str(model), "--task", f"{tmp_path}/long.py", "-n", "2", "--out", str(out))
+    # half of the context of 128, whatever the longest prompt is
+    assert results["manifest"]["tasks"]["long"]["sampling"]["max_tokens"] == 64
+    assert results["tasks"]["long"]["prompts_too_long"] == 1
+    again = done("--samples", str(out / "samples.jsonl"), "--out", str(tmp_path / "again"))
+    assert again["tasks"] == results["tasks"]
+    assert "--limit says how --task is meant" in refused("--samples", str(out / "samples.jsonl"), "--limit", "1")
+
+
+def test_nobodys_samples_are_written_over(humaneval: tuple[str, ...], tmp_path: Path) -> None:
+    rows = [{"task_id": f"HumanEval/{i}", "completion": "    return 2 * x\n"} for i in range(2)]
+    file = written(tmp_path / "samples.jsonl", *rows)
+    before = Path(file).read_bytes()
+    for words in (("--samples", file), ("--samples", file, "--fresh")):
+        assert "is the folder of --samples" in refused(*words, *humaneval, "--out", str(tmp_path))
+    assert "has a samples.jsonl that is not of this command" in refused("--gold", *humaneval, "--out", str(tmp_path))
+    assert Path(file).read_bytes() == before
+
+
+def test_a_task_without_any_sample_is_named(humaneval: tuple[str, ...], tmp_path: Path) -> None:
+    file = written(tmp_path / "s.jsonl", {"task_id": "HumanEval/0", "completion": ""})
+    words = ("--samples", file, "--task", "humaneval,arithmetic", "--path", f"humaneval={humaneval[-1]}", "--partial")
+    assert "has no samples of task arithmetic" in refused(*words)
+
+
 # ---- undecided, hanging and crashing
 
 
@@ -398,12 +489,21 @@ def test_what_nobody_can_judge_is_shown_apart_and_stops_nothing(tmp_path: Path) 
     ]  # fmt: skip
 
 
-def test_a_verifier_that_fails_on_everything_is_an_error_and_the_samples_stay(tmp_path: Path) -> None:
-    (tmp_path / "bad.py").write_text("def verify(problem, completion):\n    raise KeyError('mine')\n")
+def test_a_verifier_that_fails_on_everything_is_an_error_and_the_rest_stays(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(
+        'from grpo_math.types import Problem\nVERIFIER = "./bad.py"\n'
+        "def load(split):\n    return [Problem('p', 't', 'q', '1')]\n"
+        "def verify(problem, completion):\n    raise KeyError('mine')\n"
+    )
     out = tmp_path / "out"
-    words = ("--gold", "--task", "arithmetic", "--limit", "3", "--verifier", f"{tmp_path}/bad.py", "--out", str(out))
-    assert "failed on all 3 completions of task arithmetic" in refused(*words)
-    assert len(lines(out / "samples.jsonl")) == 3
+    words = ("--gold", "--task", f"{tmp_path}/bad.py,arithmetic", "--limit", "3", "--out", str(out))
+    for _ in range(2):
+        message = refused(*words)
+        assert "nothing of bad could be judged" in message
+        assert "1.000" in message  # the other task's
+    assert [s["reason"] for s in lines(out / "samples.jsonl")] == ["error"] + ["correct"] * 3
+    (out / "run.json").unlink()
+    assert "1.000" in refused(*words)
 
 
 # ---- interruptions
@@ -474,6 +574,38 @@ def test_a_torn_line_is_done_again(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b'"sampled"', b'"simpled"'))
     with pytest.raises(UserError, match=r"journal.jsonl:2 is no line of a journal"):
         Journal(tmp_path, {"seed": 1})
+
+
+def test_two_threads_write_whole_lines(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    long = [Sample("x" * 100_000, 1, "stop")]
+
+    def write(first: int) -> None:
+        for i in range(first, first + 20):
+            journal.sampled("t", [(i, long)], 0.0)
+
+    with ThreadPoolExecutor(2) as threads:
+        for future in [threads.submit(write, first) for first in (0, 20)]:
+            future.result()
+    journal.close()
+    assert Journal(tmp_path, {}).samples["t"] == dict.fromkeys(range(40), long)
+
+
+def test_a_running_evaluation_is_not_discarded(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    journal = Journal(out, {"seed": 1})
+    journal.sampled("t", [(0, SAMPLES)], 0.5)
+    before = (out / NAME).read_bytes()
+    for words in (("--fresh",), ()):
+        words = ("--gold", "--task", "arithmetic", *words, "--out", str(out))
+        assert "another evaluation writes there now" in refused(*words)
+    assert (out / NAME).read_bytes() == before
+    assert not (out / "prompts.jsonl").exists()
+    journal.close()
+    assert "seed: 1 -> (not there)" in refused("--gold", "--task", "arithmetic", "--out", str(out))
+    assert not (out / "prompts.jsonl").exists()
+    done("--gold", "--task", "arithmetic", "--limit", "2", "--fresh", "--out", str(out))
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -556,10 +688,3 @@ def test_the_quickstart_measures_both_models_on_the_same_problems(
     assert len(set(measured)) == 10
     assert not set(measured) & set(asked("trained/completions.jsonl"))
     assert not quickstart.interrupted(out, 1)
-
-
-def test_a_completion_is_judged_by_its_text_alone() -> None:
-    """What the judges get of a sample is what a foreign file has of it."""
-    from grpo_math.evaluation.run import _completion
-
-    assert _completion(SAMPLES[0]) == Completion((), (), "1", "stop", 0)

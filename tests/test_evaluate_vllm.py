@@ -53,7 +53,7 @@ def vllm(folder: Path) -> Any:
 
 
 def asks(sampler: Sampler, count: int, form: Form = FORM) -> list[Asked]:
-    return [sampler.ask(i, Problem(f"p{i}", "t", f"{i}+{7 * i}", str(8 * i)), form) for i in range(count)]
+    return [sampler.ask("t", i, Problem(f"p{i}", "t", f"{i}+{7 * i}", str(8 * i)), form) for i in range(count)]
 
 
 def collect(sampler: Sampler, asked: list[Asked], **sampling: Any) -> dict[int, list[Sample]]:

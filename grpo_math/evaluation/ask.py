@@ -7,7 +7,6 @@ All that can be wrong with the arguments is found here, before a model is loaded
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,19 +14,18 @@ from typing import Any, Literal
 
 from grpo_math import config
 from grpo_math.arguments import parse_options, whole_numbers
+from grpo_math.evaluation.files import RESULTS, RUN, SAMPLES
 from grpo_math.evaluation.foreign import FileSampler, SampleFile, read_samples
 from grpo_math.evaluation.gold import GoldSampler
-from grpo_math.evaluation.job import Job, label_of, make_job, options_for, split_label
-from grpo_math.evaluation.run import RESULTS, RUN, Wanted, evaluate
+from grpo_math.evaluation.job import Job, for_labels, label_of, make_job, names_of, one_of, options_for, task_of
+from grpo_math.evaluation.run import Wanted, evaluate
 from grpo_math.evaluation.sampler import Asked, Sampler
 from grpo_math.evaluation.show import table
-from grpo_math.find import find_task
 from grpo_math.plan import check_model, check_task, check_writable
-from grpo_math.types import Sampling, UserError
+from grpo_math.types import Problem, Sampling, UserError
 
 MODEL_LINK = "model"  # of a run's folder: its newest checkpoint
-
-log = logging.getLogger(__name__)
+OF_TASKS = ("option", "path", "prompt", "limit", "chat")  # arguments that speak of tasks named beside them
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,9 @@ class Arguments:
 
 
 def command(arguments: Arguments) -> None:
-    """Evaluate as asked and print the table; or print prompts."""
+    """Evaluate as asked and print the table; or print prompts. Raises UserError, at the end where nothing of a task
+    could be judged."""
+    refuse_idle(arguments)
     path = None if arguments.model is None or arguments.engine == "openai" else model_path(arguments.model)
     file = None if arguments.samples is None else read_samples(arguments.samples)
     jobs = make_jobs(arguments, file)
@@ -84,6 +84,8 @@ def command(arguments: Arguments) -> None:
     ks = ks_of(arguments, file)
     out = arguments.out or default_out(arguments, jobs)
     check_writable(out, "--out")
+    if file is not None and (out / SAMPLES).exists() and (out / SAMPLES).samefile(file.path):
+        raise UserError(f"--out {out} is the folder of --samples, which would be overwritten; give another one")
     sampler, jobs = make_sampler(arguments, path, jobs, file)
     wanted = Wanted(
         jobs=jobs,
@@ -101,8 +103,30 @@ def command(arguments: Arguments) -> None:
         results = evaluate(wanted, sampler)
     finally:
         sampler.close()
-    run = json.loads((out / RUN).read_text(encoding="utf-8"))
-    print(f"{wanted.model}\n\n{table(results, run['tasks'])}\n\nall of it is in {out}")
+    print(f"{wanted.model}\n\n{table(results, speeds(out))}\n\nall of it is in {out}")
+    if nothing := [label for label, found in results["tasks"].items() if found["accuracy"] is None]:
+        raise UserError(
+            f"nothing of {', '.join(nothing)} could be judged; {out / SAMPLES} says why, completion by completion"
+        )
+
+
+def refuse_idle(arguments: Arguments) -> None:
+    """Arguments that would say nothing."""
+    idle = [name for name in OF_TASKS if getattr(arguments, name) not in (None, [], ())]
+    if arguments.samples is not None and arguments.task is None and idle:
+        raise UserError(f"--{idle[0]} says how --task is meant; give --task too, or leave it out")
+    if arguments.partial and arguments.samples is None:
+        raise UserError("--partial speaks of --samples; leave it out")
+    if arguments.engine_options and arguments.engine != "vllm":
+        raise UserError("--engine-option is for --engine vllm; leave it out")
+
+
+def speeds(out: Path) -> dict[str, Any]:
+    """Of each task, where run.json still is what was written."""
+    try:
+        return dict(json.loads((out / RUN).read_text(encoding="utf-8"))["tasks"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def model_path(model: str) -> str:
@@ -144,43 +168,6 @@ def make_jobs(arguments: Arguments, file: SampleFile | None) -> list[Job]:
     return jobs
 
 
-def names_of(flag: str, given: str) -> list[str]:
-    """The tasks of a list with commas. Raises UserError: there is none, or one that is in it twice."""
-    names = [name.strip() for name in given.split(",") if name.strip()]
-    if not names:
-        raise UserError(f"{flag} {given!r} names no task; give one, such as gsm8k")
-    labels = [label_of(name) for name in names]
-    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
-        raise UserError(f"{flag} {given}: {', '.join(repeated)} is in it more than once; name each task once")
-    return names
-
-
-def for_labels(given: Sequence[str], labels: list[str]) -> dict[str, list[str]]:
-    """Of each label the values given for it alone, as LABEL=VALUE, or else those given for all."""
-    own: dict[str, list[str]] = {label: [] for label in labels}
-    for_all = []
-    for text in given:
-        label, mark, value = text.partition("=")
-        if mark and label in own:
-            own[label].append(value)
-        else:
-            for_all.append(text)
-    return {label: values or for_all for label, values in own.items()}
-
-
-def task_of(name: str, split: str, paths: Sequence[str], options: Mapping[str, Any], **more: Any) -> config.Task:
-    """NAME or NAME:VARIANT, with its problems from a file where one is given, in whose path {task} is filled in.
-
-    Raises UserError for a task that there is not, options that it does not take, a file that is not there."""
-    plain, variant = split_label(name)
-    chosen = dict(options) if variant is None else {**options, variant_option(plain): variant}
-    path = one_of("--path", name, paths)
-    path = None if path is None else path.replace("{task}", label_of(plain))
-    task = config.Task(name=plain, split=split, path=path, options=chosen, **more)
-    check_task(task, "--path")
-    return task
-
-
 def jobs_of_file(arguments: Arguments, file: SampleFile) -> list[Job]:
     """The tasks that a file of ours is of, as the results.json beside it tells."""
     beside = file.path.parent / RESULTS
@@ -202,22 +189,15 @@ def jobs_of_file(arguments: Arguments, file: SampleFile) -> list[Job]:
         check_task(task, "the task's path")
         verifier = said["verifier"]
         options = parse_options("--set", arguments.verifier_options) or verifier["options"]
-        jobs.append(make_job(label, task, arguments.verifier or verifier["name"], options))
+        job = make_job(label, task, arguments.verifier or verifier["name"], options)
+        jobs.append(replace(job, problems=asked_before(job, file, said["problems"]), too_long=said["prompts_too_long"]))
     return jobs
 
 
-def variant_option(task: str) -> str:
-    """The option that NAME:VARIANT sets, which the task's module calls VARIANT."""
-    option = getattr(find_task(task), "VARIANT", None)
-    if option is None:
-        raise UserError(f"--task {task}: it has no variants; leave out what is behind the colon")
-    return str(option)
-
-
-def one_of(flag: str, label: str, given: Sequence[str]) -> str | None:
-    if len(given) > 1:
-        raise UserError(f"{flag} is given twice for task {label}: {', '.join(given)}; give one")
-    return given[0] if given else None
+def asked_before(job: Job, file: SampleFile, count: int) -> tuple[Problem, ...]:
+    """Those of the problems that were asked when the file was made, if it still has all of these."""
+    ids = {row.problem for row in file.rows if row.task == job.label}
+    return tuple(p for p in job.problems if p.id in ids) if len(ids) == count else job.problems
 
 
 # ---- sampling
@@ -262,7 +242,7 @@ def make_sampler(
         sampler = FileSampler(file, jobs, arguments.partial)
         return sampler, [with_samples(job, sampler) for job in jobs]
     if arguments.gold:
-        return GoldSampler({problem.task: job.module for job in jobs for problem in job.problems[:1]}), jobs
+        return GoldSampler({job.label: job.module for job in jobs}), jobs
     if arguments.engine == "openai":
         from grpo_math.evaluation.openai import OpenAISampler
         from grpo_math.evaluation.openai_http import key_from
@@ -292,7 +272,9 @@ def make_sampler(
 
 
 def with_samples(job: Job, sampler: FileSampler) -> Job:
-    problems = tuple(filter(sampler.has, job.problems))
+    problems = tuple(problem for problem in job.problems if sampler.has(job.label, problem))
+    if not problems:
+        raise UserError(f"--samples {sampler.file.path} has no samples of task {job.label}; leave it out of --task")
     return replace(job, problems=problems, missing=len(job.problems) - len(problems))
 
 
@@ -320,14 +302,16 @@ def ask_without_model(job: Job, path: str | None, arguments: Arguments) -> Asked
         from grpo_math.evaluation.hf import rendered
 
         try:
-            return rendered(0, problem, job.form, AutoTokenizer.from_pretrained(path))
+            return rendered(job.label, 0, problem, job.form, AutoTokenizer.from_pretrained(path))
         except OSError as error:
             raise UserError(f"MODEL={path}: its tokenizer could not be loaded: {error}") from error
     if job.form.chat is False:
-        return Asked(0, problem, job.form.text(problem))
+        return Asked(job.label, 0, problem, job.form.plain(problem))
     from grpo_math.prompts import messages
 
-    return Asked(0, problem, "\n".join(f"[{m['role']}]\n{m['content']}" for m in messages(job.form, problem)))
+    return Asked(
+        job.label, 0, problem, "\n".join(f"[{m['role']}]\n{m['content']}" for m in messages(job.form, problem))
+    )
 
 
 def default_out(arguments: Arguments, jobs: Sequence[Job]) -> Path:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from grpo_math.evaluation.files import RESULTS, SAMPLES
 from grpo_math.evaluation.paired import Answers, compare_at, ks_for, settings_that_differ, share, sign
 from grpo_math.log import write_whole
 from grpo_math.rows import read_rows
 from grpo_math.types import UserError
 
-SAMPLES, RESULTS, COMPARE = "samples.jsonl", "results.json", "compare.json"
+COMPARE = "compare.json"
 SHOWN_SETTINGS = 20
 SHOWN_ANSWERS = 4
 TAIL = 300  # characters of a prompt

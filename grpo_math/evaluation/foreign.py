@@ -58,8 +58,11 @@ class Row:
     task: str | None
     problem: str
     text: str
-    tokens: int
+    tokens: int | None
     finish_reason: FinishReason
+    prompt: str | None
+    failed: str | None
+    program: bool  # judged as it is, without looking for a code block
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,6 @@ class SampleFile:
     format: Format
     rows: tuple[Row, ...]
     sha256: str
-
-    @property
-    def tasks(self) -> list[str]:
-        """Those that the rows name, in their order."""
-        return list(dict.fromkeys(row.task for row in self.rows if row.task is not None))
 
 
 def read_samples(path: Path) -> SampleFile:
@@ -96,16 +94,18 @@ def read_samples(path: Path) -> SampleFile:
 
 
 def _row(where: str, row: Mapping[str, Any], format: Format) -> Row:
-    problem, text, task = row[format.id], row[format.text], row.get("task")
-    for key, value in ((format.id, problem), (format.text, text), *((("task", task),) if task is not None else ())):
-        if not isinstance(value, str):
+    for key in (format.id, format.text, "task", "prompt", "failed"):
+        value = row.get(key)
+        if not isinstance(value, str) and (value is not None or key in (format.id, format.text)):
             raise UserError(f"{where}: {key}={value!r}: give a string")
-    finish, tokens = row.get("finish_reason", "stop"), row.get("tokens", 0)
+    finish, tokens = row.get("finish_reason", "stop"), row.get("tokens")
     if finish not in ("stop", "length"):
         raise UserError(f"{where}: finish_reason={finish!r}: give stop or length, or leave it out")
-    if not isinstance(tokens, int) or tokens < 0:
+    if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0):
         raise UserError(f"{where}: tokens={tokens!r}: give a whole number, or leave it out")
-    return Row(where, task, problem, text, tokens, finish)
+    problem, text = row[format.id], row[format.text]
+    program = format.program is not None or row.get("program") is True
+    return Row(where, row.get("task"), problem, text, tokens, finish, row.get("prompt"), row.get("failed"), program)
 
 
 class FileSampler:
@@ -116,37 +116,44 @@ class FileSampler:
         problems that there are not."""
         self.file = file
         by_id = {job.label: {_key(p.id): p for p in job.problems} for job in jobs}
-        unusable = {_key(id) for job in jobs for id, _ in job.refused}
+        unusable = {(job.label, _key(id)) for job in jobs for id, _ in job.refused}
         self.rows: dict[tuple[str, str], list[Row]] = {}
         for row in file.rows:
-            if _key(row.problem) not in unusable:
-                problem = by_id[_label(row, by_id)][_key(row.problem)]
-                self.rows.setdefault((problem.task, _key(problem.id)), []).append(row)
-        lacking = [p.id for job in jobs for p in job.problems if not self.has(p)]
+            if not any((label, _key(row.problem)) in unusable for label in by_id if row.task in (None, label)):
+                self.rows.setdefault((_label(row, by_id), _key(row.problem)), []).append(row)
+        lacking = [p.id for job in jobs for p in job.problems if not self.has(job.label, p)]
         if lacking and not partial:
             raise UserError(
                 f"--samples {file.path} has no samples of {len(lacking)} problems, such as "
                 f"{', '.join(lacking[:SHOWN])}: a mean without them would be of other problems than the task's; add "
-                "them, take fewer with --limit, or give --partial to score the others alone"
+                "them, or give --partial to score the others alone"
             )
 
-    def has(self, problem: Problem) -> bool:
-        return (problem.task, _key(problem.id)) in self.rows
+    def has(self, task: str, problem: Problem) -> bool:
+        return (task, _key(problem.id)) in self.rows
 
-    def ask(self, number: int, problem: Problem, form: Form) -> Asked:
-        if self.file.format.program is not None:
+    def ask(self, task: str, number: int, problem: Problem, form: Form) -> Asked:
+        """With the prompt that the file has, where it has one."""
+        row = self.rows[task, _key(problem.id)][0]
+        text = form.plain(problem) if row.prompt is None else row.prompt
+        if row.program:
             problem = replace(problem, metadata={**problem.metadata, "bare_program": True})
-        return Asked(number, problem, form.text(problem))
+        return Asked(task, number, problem, text)
 
     def sample(self, asked: Sequence[Asked], sampling: Sampling) -> Generator[list[Answered]]:
         for start in range(0, len(asked), BLOCK):
-            yield [(a.number, self._samples(a.problem)) for a in asked[start : start + BLOCK]]
+            yield [(a.number, self._samples(a)) for a in asked[start : start + BLOCK]]
 
-    def _samples(self, problem: Problem) -> list[Sample]:
+    def _samples(self, asked: Asked) -> list[Sample]:
         program = self.file.format.program
         return [
-            Sample(row.text if program is None else program(problem, row.text), row.tokens, row.finish_reason)
-            for row in self.rows[problem.task, _key(problem.id)]
+            Sample(
+                row.text if program is None else program(asked.problem, row.text),
+                row.tokens,
+                row.finish_reason,
+                row.failed,
+            )
+            for row in self.rows[asked.task, _key(asked.problem.id)]
         ]
 
     def identity(self) -> dict[str, Any]:
@@ -166,10 +173,17 @@ def _label(row: Row, by_id: Mapping[str, Mapping[str, Problem]]) -> str:
     having = [label for label, problems in by_id.items() if _key(row.problem) in problems]
     if row.task in having:
         return row.task
-    if len(having) != 1:
+    if row.task is not None and row.task not in by_id:
+        raise UserError(f"{row.where}: its task is {row.task!r}, which is not {' or '.join(by_id)}; name it in --task")
+    if len(having) == 1:
+        return having[0]
+    if having:
         raise UserError(
-            f"{row.where}: {row.problem!r} is no problem of {' or '.join(by_id)}"
-            + (f" (its task is {row.task})" if row.task else "")
-            + "; give the task, split, path and options that the samples are of, and no --limit below them"
+            f"{row.where}: {row.problem!r} is a problem of {' and of '.join(having)}; give one of them, or add a field "
+            "'task' to the lines"
         )
-    return having[0]
+    raise UserError(
+        f"{row.where}: {row.problem!r} is no problem of {' or '.join(by_id)}"
+        + (f" (its task is {row.task})" if row.task else "")
+        + "; give the task, split, path and options that the samples are of, and no --limit below them"
+    )

@@ -20,25 +20,25 @@ def gold_completion(module: ModuleType) -> Callable[[Problem], str]:
 
 
 class GoldSampler:
-    """tasks: the modules by Problem.task."""
+    """tasks: the modules by label."""
 
     context: int | None = None
 
     def __init__(self, tasks: Mapping[str, ModuleType]) -> None:
         self.tasks = tasks
 
-    def ask(self, number: int, problem: Problem, form: Form) -> Asked:
-        return Asked(number, problem, form.text(problem))
+    def ask(self, task: str, number: int, problem: Problem, form: Form) -> Asked:
+        return Asked(task, number, problem, form.plain(problem))
 
     def sample(self, asked: Sequence[Asked], sampling: Sampling) -> Generator[list[Answered]]:
         for start in range(0, len(asked), BLOCK):
-            yield [(a.number, [self._answer(a.problem)] * sampling.n) for a in asked[start : start + BLOCK]]
+            yield [(a.number, [self._answer(a)] * sampling.n) for a in asked[start : start + BLOCK]]
 
-    def _answer(self, problem: Problem) -> Sample:
-        with user_code(f"gold_completion of task {problem.task}"):
-            if not problem.answer.strip():
-                return Sample("", 0, "stop", "the data has no answer to it")
-            return Sample(gold_completion(self.tasks[problem.task])(problem), 0, "stop")
+    def _answer(self, asked: Asked) -> Sample:
+        if not asked.problem.answer.strip():
+            return Sample("", None, "stop", "the data has no answer to it")
+        with user_code(f"gold_completion of task {asked.task}"):
+            return Sample(gold_completion(self.tasks[asked.task])(asked.problem), None, "stop")
 
     def identity(self) -> dict[str, Any]:
         return {"engine": "gold"}

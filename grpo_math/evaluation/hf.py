@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -31,8 +32,8 @@ class HFSampler:
         self.max_rows, self.dtype = max_rows, dtype
         self.context: int | None = self.policy.context
 
-    def ask(self, number: int, problem: Problem, form: Form) -> Asked:
-        return rendered(number, problem, form, self.policy.tokenizer)
+    def ask(self, task: str, number: int, problem: Problem, form: Form) -> Asked:
+        return rendered(task, number, problem, form, self.policy.tokenizer)
 
     def sample(self, asked: Sequence[Asked], sampling: Sampling) -> Generator[list[Answered]]:
         per_block = max(1, self.max_rows // sampling.n)
@@ -41,20 +42,29 @@ class HFSampler:
             block = list(some)
             stop = block[0].stop
             groups = self.engine.generate([prompt_of(a) for a in block], replace(sampling, stop=stop))
-            yield [(a.number, [sample_of(c, stop) for c in group]) for a, group in zip(block, groups, strict=True)]
+            yield [
+                (a.number, [sample_of(c, stop, self.policy.tokenizer) for c in group])
+                for a, group in zip(block, groups, strict=True)
+            ]
 
     def identity(self) -> dict[str, Any]:
         device = self.policy.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return {"engine": "hf", "dtype": self.dtype, "device": name, "max_rows": self.max_rows}
+        return {
+            "engine": "hf",
+            "dtype": self.dtype,
+            "device": name,
+            "max_rows": self.max_rows,
+            "revision": getattr(self.policy.model.config, "_commit_hash", None),  # of a Hub id
+        }
 
     def close(self) -> None:
         self.engine.close()
 
 
-def rendered(number: int, problem: Problem, form: Form, tokenizer: PreTrainedTokenizerBase) -> Asked:
+def rendered(task: str, number: int, problem: Problem, form: Form, tokenizer: PreTrainedTokenizerBase) -> Asked:
     prompt = render(form, problem, tokenizer)
-    return Asked(number, problem, prompt.text, prompt.token_ids, stop=form.stop)
+    return Asked(task, number, problem, prompt.text, prompt.token_ids, stop=form.stop)
 
 
 def prompt_of(asked: Asked) -> Prompt:
@@ -62,8 +72,14 @@ def prompt_of(asked: Asked) -> Prompt:
     return Prompt(asked.problem, asked.token_ids, asked.text)
 
 
-def sample_of(completion: Completion, stop: Sequence[str]) -> Sample:
+def sample_of(completion: Completion, stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Sample:
+    """Its tokens are counted up to the one that completes a stop string, wherever the sampler stopped."""
     before = until(completion.text, stop)
     if before is None:
         return Sample(completion.text, len(completion.token_ids), completion.finish_reason)
-    return Sample(before, len(completion.token_ids), "stop")
+
+    def has_stop(count: int) -> bool:
+        return until(tokenizer.decode(list(completion.token_ids[:count]), skip_special_tokens=True), stop) is not None
+
+    counts = range(1, len(completion.token_ids) + 1)
+    return Sample(before, counts[bisect_left(counts, True, key=has_stop)], "stop")

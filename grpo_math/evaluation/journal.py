@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from grpo_math.config_file import flat
 from grpo_math.evaluation.sampler import Answered, Sample
 from grpo_math.types import UserError, Verdict
 
@@ -26,25 +27,31 @@ JudgedBlock = list[tuple[int, list[Verdict]]]
 
 class Journal:
     """request: all that decides what is sampled and how it is judged, as plain JSON. A journal of another request is
-    refused. samples, verdicts: what there is already, by task and by number of the problem. seconds: that the samples
-    of each task took."""
+    refused, or with `fresh` discarded. samples, verdicts: what there is already, by task and by number of the problem.
+    seconds: that the samples of each task took. Holds the folder: a second one is refused until this one is closed."""
 
-    def __init__(self, folder: Path, request: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, request: Mapping[str, Any], fresh: bool = False) -> None:
         self.path = folder / NAME
         self.samples: dict[str, dict[int, list[Sample]]] = {}
         self.verdicts: dict[str, dict[int, list[Verdict]]] = {}
         self.seconds: dict[str, float] = {}
         self._lock = threading.Lock()  # one thread samples, another judges
-        whole = self._read(request) if self.path.exists() else 0
         try:
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fresh:
+                os.ftruncate(self._file, 0)
+            whole = self._read(request)
             os.ftruncate(self._file, whole)
             os.lseek(self._file, 0, os.SEEK_END)
         except BlockingIOError as error:
+            os.close(self._file)
             raise UserError(f"--out {folder}: another evaluation writes there now; give another --out") from error
         except OSError as error:
             raise self._unwritable(error) from error
+        except UserError:
+            os.close(self._file)
+            raise
         if not whole:
             self._append({"request": request})
 
@@ -61,8 +68,8 @@ class Journal:
         os.close(self._file)
 
     def remove(self) -> None:
-        self.close()
         self.path.unlink()
+        self.close()
 
     def _take_samples(self, task: str, block: Block, seconds: float) -> None:
         self.samples.setdefault(task, {}).update(block)
@@ -83,7 +90,8 @@ class Journal:
 
     def _read(self, request: Mapping[str, Any]) -> int:
         """Takes what the file has; returns the bytes of its whole lines."""
-        content = self.path.read_bytes()
+        with os.fdopen(os.dup(self._file), "rb") as stream:
+            content = stream.read()
         whole = content.rfind(b"\n") + 1
         lines = content[:whole].splitlines()
         for number, text in enumerate(lines, 1):
@@ -134,7 +142,7 @@ def _verdict(row: dict[str, Any]) -> Verdict:
 
 def refuse_other(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Raises UserError where a folder's results are those of another request, with the keys that differ."""
-    before, after = _flat(then), _flat(now)
+    before, after = flat(then), flat(now)
     differing = [
         f"  {key}: {before.get(key, '(not there)')!s:.100} -> {after.get(key, '(not there)')!s:.100}"
         for key in sorted(before.keys() | after.keys())
@@ -145,12 +153,3 @@ def refuse_other(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) 
             f"--out {folder} holds another evaluation, which differs in\n" + "\n".join(differing) + "\n"
             "give another --out, or --fresh to discard what is there"
         )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

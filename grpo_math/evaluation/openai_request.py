@@ -25,7 +25,7 @@ BROKEN_OFF = frozenset({"abort", "error", "insufficient_system_resource"})  # th
 
 # by what /models calls the owner. These fill in what a request leaves open from the model's generation_config.json (for
 # Qwen3 that is top_k=20), unless it is turned off field by field
-OPEN_SERVERS = ("vllm", "sglang")
+OPEN_SERVERS = ("vllm", "sglang", "llamacpp")
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 _UNKNOWN = re.compile(r"unsupported|not supported|not permitted|extra_forbidden", re.IGNORECASE)

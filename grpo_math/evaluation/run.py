@@ -1,6 +1,6 @@
 """Evaluate: sample what is missing, judge it while the next is sampled, write down every bit, sum up.
 
-Left out: what samples (sampler.py), what is counted (summary.py), and how it is asked for (cli_evaluate.py).
+Left out: what samples (sampler.py), what is counted (summary.py), and how it is asked for (ask.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from grpo_math import config
 from grpo_math.evaluation import manifest as manifests
+from grpo_math.evaluation.files import CURVE, PROMPTS, RESULTS, RUN, SAMPLES
 from grpo_math.evaluation.job import Job
 from grpo_math.evaluation.journal import NAME as JOURNAL
 from grpo_math.evaluation.journal import Block, Journal, refuse_other
@@ -32,7 +33,7 @@ from grpo_math.scoring import Scorer
 from grpo_math.types import Completion, Sampling, UserError, Verdict
 
 MAX_TOKENS = 2048  # where nothing is said, and the model's context leaves so much
-SAMPLES, RESULTS, PROMPTS, RUN, CURVE = "samples.jsonl", "results.json", "prompts.jsonl", "run.json", "curve.png"
+LATE_BLOCK = 32  # problems, of those that an interruption left without verdicts
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,7 @@ class Plan:
 def evaluate(wanted: Wanted, sampler: Sampler) -> dict[str, Any]:
     """The contents of results.json. Interrupted, the same call goes on where it stopped; once finished, it only reads.
 
-    Raises UserError: `out` has another evaluation, cannot be written, no prompt fits, a verifier failed on everything.
-    """
+    Raises UserError: `out` has another evaluation or somebody's samples, cannot be written, no prompt fits."""
     plans = [make_plan(job, sampler, wanted.sampling, wanted.max_tokens) for job in wanted.jobs]
     manifest = {
         "model": {**manifests.model_manifest(wanted.model, wanted.path), **sampler.identity()},
@@ -82,25 +82,24 @@ def evaluate(wanted: Wanted, sampler: Sampler) -> dict[str, Any]:
         "versions": manifests.versions(),
     }
     manifest = json.loads(json.dumps(manifest, default=str))  # as it is read back
-    if wanted.fresh:
-        for name in (JOURNAL, RESULTS):
-            (wanted.out / name).unlink(missing_ok=True)
-    if (done := finished(wanted.out)) is not None:
-        refuse_other(done["manifest"], manifest, wanted.out)
-        return done
+    if not wanted.fresh:
+        if (done := finished(wanted.out)) is not None:
+            refuse_other(done["manifest"], manifest, wanted.out)
+            return done
+        refuse_samples_of_others(wanted.out)
     try:
         wanted.out.mkdir(parents=True, exist_ok=True)
-        lines = [line for plan in plans for line in manifests.prompt_lines(plan.job.label, plan.asked)]
-        write_whole(wanted.out / PROMPTS, as_lines(lines))
     except OSError as error:
         raise unwritable(wanted.out, error) from error
-    journal = Journal(wanted.out, manifest)
+    journal = Journal(wanted.out, manifest, wanted.fresh)
     try:
         began = time.monotonic()
+        write_prompts(wanted.out, plans)
         for plan in plans:
             sample_and_judge(plan, sampler, journal, wanted)
         write_samples(wanted.out, plans, journal)  # first: judged by another verifier they may still be of use
         results = {"manifest": manifest, "tasks": {p.job.label: figures(p, journal, wanted.ks) for p in plans}}
+        results = json.loads(json.dumps(results))  # as it is read back
         write_results(wanted.out, plans, journal, results, time.monotonic() - began)
     except BaseException:
         with suppress(OSError):
@@ -124,12 +123,13 @@ def finished(out: Path) -> dict[str, Any] | None:
 
 
 def make_plan(job: Job, sampler: Sampler, sampling: Sampling | None, max_tokens: int | None) -> Plan:
-    asked = [sampler.ask(number, problem, job.form) for number, problem in enumerate(job.problems)]
+    asked = [sampler.ask(job.label, number, problem, job.form) for number, problem in enumerate(job.problems)]
     if sampling is None:
-        return Plan(job, tuple(asked), None, 0)
+        return Plan(job, tuple(asked), None, job.too_long)
     lengths = [len(a.token_ids or ()) for a in asked]
     if max_tokens is None:
-        max_tokens = max(1, min(MAX_TOKENS, room_of(asked, sampler.context)))
+        # not what the longest prompt leaves: then another --limit would be another evaluation
+        max_tokens = min(MAX_TOKENS, (sampler.context or sys.maxsize) // 2)
     fitting = [a for a, n in zip(asked, lengths, strict=True) if n + max_tokens <= (sampler.context or sys.maxsize)]
     if not fitting:
         raise UserError(
@@ -137,15 +137,6 @@ def make_plan(job: Job, sampler: Sampler, sampling: Sampling | None, max_tokens:
             f"{max_tokens} that is more than the model's context of {sampler.context}; lower --max-tokens"
         )
     return Plan(job, tuple(fitting), replace(sampling, max_tokens=max_tokens), len(asked) - len(fitting))
-
-
-def room_of(asked: Sequence[Asked], context: int | None) -> int:
-    """Tokens that the context leaves beside the longest prompt; half of it where a server makes the prompts' tokens."""
-    if context is None:
-        return MAX_TOKENS
-    if any(a.token_ids is None for a in asked):
-        return context // 2
-    return context - max(len(a.token_ids or ()) for a in asked)
 
 
 def sample_and_judge(plan: Plan, sampler: Sampler, journal: Journal, wanted: Wanted) -> None:
@@ -171,8 +162,9 @@ def sample_and_judge(plan: Plan, sampler: Sampler, journal: Journal, wanted: Wan
             progress.show()
 
         try:
-            if late:
-                waiting.append(judges.submit(judge, [(number, have[number]) for number in late]))
+            for start in range(0, len(late), LATE_BLOCK):
+                block = [(number, have[number]) for number in late[start : start + LATE_BLOCK]]
+                waiting.append(judges.submit(judge, block))
             began = time.monotonic()
             with closing(sampler.sample(missing, plan.sampling or Sampling(1, 1))) as blocks:
                 for block in blocks:
@@ -204,16 +196,10 @@ def _verdict(sample: Sample, verdict: Verdict) -> Verdict:
 
 
 def figures(plan: Plan, journal: Journal, ks: Sequence[int]) -> dict[str, Any]:
-    rows = rows_of(plan, journal)
-    verdicts = [verdict for _, _, verdict in rows]
-    if rows and all(v.failed for v in verdicts):
-        raise UserError(
-            f"verifier {plan.job.reward.verifier} failed on all {len(rows)} completions of task {plan.job.label}, so "
-            f"there is nothing to report; the first: {verdicts[0].reason}: {verdicts[0].detail.strip()}"
-        )
     groups: dict[int, list[Judged]] = {}
-    for asked, sample, verdict in rows:
-        groups.setdefault(asked.number, []).append(Judged(verdict, sample.finish_reason, sample.tokens))
+    for asked, sample, verdict in rows_of(plan, journal):
+        one = Judged(verdict, sample.finish_reason, sample.tokens, sample.failed is None)
+        groups.setdefault(asked.number, []).append(one)
     problems = list(groups.values())
     return {
         **summarise(problems, ks),
@@ -249,12 +235,27 @@ def sample_lines(plan: Plan, journal: Journal) -> list[dict[str, Any]]:
                 "finish_reason": sample.finish_reason,
                 "gold": asked.problem.answer,
                 "answer": verdict.answer,
+                "failed": sample.failed,
+                **({"program": True} if asked.problem.metadata.get("bare_program") else {}),
                 "reward": verdict.reward,
                 "reason": verdict.reason,
                 "detail": verdict.detail,
             }
         )
     return lines
+
+
+def refuse_samples_of_others(out: Path) -> None:
+    if (out / SAMPLES).exists() and not (out / JOURNAL).exists():
+        raise UserError(f"--out {out} has a {SAMPLES} that is not of this command; give another --out")
+
+
+def write_prompts(out: Path, plans: Sequence[Plan]) -> None:
+    lines = [line for plan in plans for line in manifests.prompt_lines(plan.job.label, plan.asked)]
+    try:
+        write_whole(out / PROMPTS, as_lines(lines))
+    except OSError as error:
+        raise unwritable(out, error) from error
 
 
 def write_samples(out: Path, plans: Sequence[Plan], journal: Journal) -> None:
@@ -269,13 +270,13 @@ def write_results(
 ) -> None:
     """results.json last: where it is, all else is."""
     run = {
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(["grpo-math", *sys.argv[1:]]),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "tasks": {plan.job.label: speed(plan.job.label, journal) for plan in plans if plan.sampling is not None},
     }
     try:
-        pass_curve({label: figures["curve"] for label, figures in results["tasks"].items()}, out / CURVE)
+        pass_curve({label: drawn(found["curve"]) for label, found in results["tasks"].items()}, out / CURVE)
     except UserError as error:  # the figures are in results.json all the same
         log.warning("no %s: %s", CURVE, error)
     try:
@@ -285,9 +286,13 @@ def write_results(
         raise unwritable(out, error) from error
 
 
+def drawn(curve: Mapping[str, Sequence[float]]) -> dict[int, tuple[float, float, float]]:
+    return {int(k): (mean, low, high) for k, (mean, low, high) in curve.items()}
+
+
 def speed(label: str, journal: Journal) -> dict[str, float | None]:
     """Seconds that sampling took, those of interrupted parts too, and sampled tokens a second."""
-    tokens = sum(sample.tokens for samples in journal.samples[label].values() for sample in samples)
+    tokens = sum(sample.tokens or 0 for samples in journal.samples[label].values() for sample in samples)
     seconds = journal.seconds.get(label, 0.0)
     return {"seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1) if seconds and tokens else None}
 

@@ -1,6 +1,7 @@
 """What an evaluation needs of whatever samples: put problems in its own form, and answer them in any order.
 
-Left out: the samplers themselves (local.py, openai.py, gold.py), and what is done with their answers (run.py).
+Left out: the samplers themselves (hf.py, vllm.py, openai.py, foreign.py, gold.py), and what is done with their
+answers (run.py).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from grpo_math.types import FinishReason, Problem, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A problem as the model reads it. number: its place among the task's problems, from 0.
+    """A problem as the model reads it. task: its task's label. number: its place among the task's problems, from 0.
 
     text: all of what the model reads where the sampler renders it here, chat template included; for a server that does
     so itself the messages as JSON. token_ids: None where the sampler's server makes them. messages: of a chat, where
     the server renders it. stop: a completion ends before the first of these."""
 
+    task: str
     number: int
     problem: Problem
     text: str
@@ -31,11 +33,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion. tokens: how many were sampled, the end-of-sequence token too. failed: why there is none, where
-    the sampler could not give one for this problem; then text is empty."""
+    """One completion. tokens: how many were sampled, the end-of-sequence token too; None where nobody knows. failed:
+    why there is none, where the sampler could not give one for this problem; then text is empty."""
 
     text: str
-    tokens: int
+    tokens: int | None
     finish_reason: FinishReason
     failed: str | None = None
 
@@ -46,7 +48,7 @@ Answered = tuple[int, list[Sample]]  # Asked.number, its sampling.n samples
 class Sampler(Protocol):
     context: int | None  # tokens of prompt and completion together; None where nobody says
 
-    def ask(self, number: int, problem: Problem, form: Form) -> Asked: ...
+    def ask(self, task: str, number: int, problem: Problem, form: Form) -> Asked: ...
 
     def sample(self, asked: Sequence[Asked], sampling: Sampling) -> Generator[list[Answered]]:
         """What is done, as soon as it is; each problem once, in any order. What is drawn for a problem depends on

@@ -61,7 +61,7 @@ class Progress:
             spread = math.sqrt(sum((s - mean) ** 2 for s in shares) / (len(shares) - 1) / len(shares))
             parts.append(f"pass@1 {mean:.3f} \u00b1 {Z * spread:.3f}")
         seconds = self.journal.seconds.get(self.label, 0.0)
-        tokens = sum(sample.tokens for some in samples.values() for sample in some)
+        tokens = sum(sample.tokens or 0 for some in samples.values() for sample in some)
         if seconds and tokens:
             parts.append(f"{tokens / seconds:,.0f} tokens/s")
         fresh = len(samples) - self.before

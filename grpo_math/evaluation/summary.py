@@ -1,6 +1,6 @@
 """Verdicts -> the figures of an evaluation. Pure functions; the estimators themselves are in passk.py.
 
-Left out: how the figures are shown (table.py) and drawn (report/pass_curve.py).
+Left out: how the figures are shown (show.py) and drawn (report/pass_curve.py).
 """
 
 # P problems, n completions of each
@@ -20,11 +20,13 @@ from grpo_math.types import FinishReason, Group, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A completion, as far as the figures need it."""
+    """A completion, as far as the figures need it. given: false where the sampler could not give one.
+    tokens: None where nobody knows, nor then how it ended."""
 
     verdict: Verdict
     finish_reason: FinishReason
-    tokens: int
+    tokens: int | None
+    given: bool = True
 
 
 def judged(groups: Iterable[Group]) -> list[list[Judged]]:
@@ -53,10 +55,9 @@ def summarise(problems: Sequence[Sequence[Judged]], ks: Sequence[int]) -> dict[s
     problem's count and reported beside it; a problem with fewer than k rewards is left out of pass@k, and counted. A
     program whose own time was up has a reward: it is wrong, and no time-out."""
     counts = counts_of(problems)
-    completions = [c for group in problems for c in group]
-    verdicts = [c.verdict for c in completions]
-    total = len(verdicts)
-    result: dict[str, Any] = {"problems": len(problems), "completions": total}
+    verdicts = [c.verdict for group in problems for c in group]
+    given = [c for group in problems for c in group if c.given]
+    result: dict[str, Any] = {"problems": len(problems), "completions": len(verdicts)}
     # of each problem first: a completion without a verdict must not make the others of its problem weigh more
     columns = {"accuracy": [c / n for n, c in counts if n]} | {f"pass@{k}": _known(counts, k) for k in ks}
     for name, (mean, bounds) in estimates(columns).items():
@@ -65,9 +66,10 @@ def summarise(problems: Sequence[Sequence[Judged]], ks: Sequence[int]) -> dict[s
             result[f"{name}_left_out"] = len(counts) - len(columns[name])
     votes = [m for m in map(_majority, problems) if not math.isnan(m)]
     result["majority"] = _mean(votes)
-    result["format_rate"] = sum(v.reason != "no_answer" and v.answer is not None for v in verdicts) / total
-    result["truncated"] = sum(c.finish_reason == "length" for c in completions) / total
-    result["mean_tokens"] = sum(c.tokens for c in completions) / total
+    result["format_rate"] = _mean([c.verdict.reason != "no_answer" and c.verdict.answer is not None for c in given])
+    counted = [(c.tokens, c.finish_reason) for c in given if c.tokens is not None]
+    result["truncated"] = _mean([finish_reason == "length" for _, finish_reason in counted])
+    result["mean_tokens"] = _mean([tokens for tokens, _ in counted])
     result["unknown"] = sum(v.reason == "unknown" for v in verdicts)
     result["timeouts"] = sum(v.reason == "timeout" and v.failed for v in verdicts)
     result["errors"] = sum(v.reason == "error" for v in verdicts)

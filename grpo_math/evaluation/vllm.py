@@ -30,9 +30,10 @@ class VLLMSampler:
     problem, as they end: a long one does not hold up the others."""
 
     def __init__(self, model: str, max_rows: int, dtype: Dtype, options: Mapping[str, Any]) -> None:
-        self.options, self.dtype = dict(options), dtype
+        self.options, self.dtype, self.max_rows = dict(options), dtype, max_rows
         self._scratch = tempfile.TemporaryDirectory(prefix="grpo-math-vllm-")  # for an adapter merged into its base
         path, self.tokenizer, self.eos_ids, settings = self._files(model)
+        self.revision = getattr(settings, "_commit_hash", None)  # of a Hub id
         with unchanged_process():
             for name, value in ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
@@ -61,8 +62,8 @@ class VLLMSampler:
         self.device = "cpu" if on_cpu else torch.cuda.get_device_name()
         self.context: int | None = int(self.llm.model_config.max_model_len)
 
-    def ask(self, number: int, problem: Problem, form: Form) -> Asked:
-        return rendered(number, problem, form, self.tokenizer)
+    def ask(self, task: str, number: int, problem: Problem, form: Form) -> Asked:
+        return rendered(task, number, problem, form, self.tokenizer)
 
     def sample(self, asked: Sequence[Asked], sampling: Sampling) -> Generator[list[Answered]]:
         engine, waiting = self.llm.llm_engine, {str(a.number): a for a in asked}
@@ -79,7 +80,7 @@ class VLLMSampler:
                 block = []
                 for output, group in zip(ended, completions(answers, sampling, self.tokenizer, 0), strict=True):
                     a = waiting.pop(output.request_id)
-                    block.append((a.number, [sample_of(completion, a.stop) for completion in group]))
+                    block.append((a.number, [sample_of(completion, a.stop, self.tokenizer) for completion in group]))
                 yield block
         finally:
             engine.abort_request(list(waiting))  # of an interruption, or they would come with the next answers
@@ -97,6 +98,8 @@ class VLLMSampler:
             "version": self.version,
             "dtype": self.dtype,
             "device": self.device,
+            "max_rows": self.max_rows,
+            "revision": self.revision,
             "options": self.options,
         }
 

@@ -11,7 +11,7 @@ import shutil
 import sys
 from contextlib import closing, redirect_stdout
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ import yaml
 
 from grpo_math import checkpoint, config
 from grpo_math.backend.make import starting_policy
-from grpo_math.config_file import dump_config
+from grpo_math.config_file import dump_config, flat
 from grpo_math.log import CHECKPOINTS, COMPLETIONS, METRICS, ReadOnlyFolder, RunFolder
 from grpo_math.plan import check_packages, isolation_of, preflight, resolve_rewards
 from grpo_math.policy import pick_device
@@ -170,15 +170,6 @@ def refuse_another_run(cfg: config.Common, resume: Resume) -> None:
             f"run_dir={cfg.run_dir} holds a run with other settings:\n{lines}\n"
             "Give another run_dir, the old settings, or --fresh to throw that run away"
         )
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        k: v for name, value in tree.items() for k, v in flat(value, f"{prefix}.{name}" if prefix else name).items()
-    }
 
 
 def clear(folder: RunFolder) -> None:
