@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from grpo_math import __version__
 from grpo_math.arguments import parse_options
 from grpo_math.cli_cluster import launch, serve
+from grpo_math.cli_data import filter_samples
 from grpo_math.cli_evaluate import compare, decontaminate, evaluate
 from grpo_math.cli_options import (
     AtMost,
@@ -307,6 +308,7 @@ def doctor() -> None:
 app.command()(evaluate)
 app.command()(compare)
 app.command()(decontaminate)
+app.command("filter")(filter_samples)
 app.command()(serve)
 app.command()(launch)
 

@@ -24,6 +24,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "decontaminate",
+    "filter",
     "verify",
     "list",
     "plan",

@@ -1,4 +1,4 @@
-"""What README.md, CONTRIBUTING.md and two of docs/ say is so: code runs, commands parse, keys and files exist."""
+"""What README.md, CONTRIBUTING.md and three of docs/ say is so: code runs, commands parse, keys and files exist."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 AT_SCALE = (ROOT / "docs" / "at_scale.md").read_text(encoding="utf-8")
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-BOTH = README + CONTRIBUTING + AT_SCALE + EVALUATION
+FILTER = (ROOT / "docs" / "filter.md").read_text(encoding="utf-8")
+BOTH = README + CONTRIBUTING + AT_SCALE + EVALUATION + FILTER
 TOP = config.GRPO.model_fields | config.SFT.model_fields
 
 
@@ -46,7 +47,7 @@ def commands() -> list[list[str]]:
     lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line, comments=True) for line in [*lines, *inline()] if line.startswith("grpo-math ")]
     # `grpo-math serve` in the prose is the command's name, not a call of it
-    named = [line for line in words if len(line) == 2 and line[1] in ("serve", "launch")]
+    named = [line for line in words if len(line) == 2 and line[1] in ("serve", "launch", "filter")]
     return [line[1:] for line in words if not line[1].startswith("-") and line not in named]
 
 

@@ -1,0 +1,153 @@
+"""Candidates and pairs -> lines as TRL's trainers and `datasets` take them, and a file that is whole or not there.
+
+prompt + completion, prompt + chosen + rejected, or prompt + completion + label, all plain text; and where each came
+from, in columns that no trainer of TRL reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from grpo_math.filtering.candidate import NEAR, Candidate, by_problem
+from grpo_math.types import UserError
+
+Row = dict[str, Any]
+
+# What is written where a sample does not say. Not null: `datasets` takes the type of a column from its first lines, and
+# refuses a file whose first nulls turn into strings later on.
+UNKNOWN: dict[str, Any] = {"model": "", "policy_version": -1}
+
+
+def known_columns(candidates: Iterable[Candidate]) -> list[str]:
+    """Those of task, model and policy_version that at least one of them has; the others are left out of the file."""
+    columns: dict[str, None] = {}
+    for c in candidates:
+        columns |= {name: None for name, there in _optional(c).items() if there}
+        if len(columns) == 3:
+            break
+    return [name for name in ("task", "model", "policy_version") if name in columns]
+
+
+def _optional(c: Candidate) -> dict[str, bool]:
+    return {"task": bool(c.task), "model": bool(c.model), "policy_version": c.policy_version is not None}
+
+
+def sft_rows(candidates: Sequence[Candidate]) -> Iterator[Row]:
+    """prompt, completion."""
+    columns = known_columns(candidates)
+    for c in candidates:
+        yield {"prompt": c.prompt, "completion": c.completion, **_asked(c, columns), **_origin(c, columns)}
+
+
+def kto_rows(candidates: Sequence[Candidate], good: float) -> Iterator[Row]:
+    """prompt, completion, label: whether the reward is at least `good`.
+
+    Each problem's completions are spread over the file: KTO's reference point is taken of completions behind other
+    prompts, which trainers make by moving them on by one line (TRL before it shuffles)."""
+    columns = known_columns(candidates)
+    for c in spread(list(by_problem(candidates).values())):
+        label = c.score >= good - NEAR
+        yield {
+            "prompt": c.prompt,
+            "completion": c.completion,
+            "label": label,
+            **_asked(c, columns),
+            **_origin(c, columns),
+        }
+
+
+def spread(groups: Sequence[Sequence[Candidate]]) -> list[Candidate]:
+    """The i-th of n at (i + 1/2) / n of the way: each group evenly over the whole, and in its order."""
+    placed = [((i + 0.5) / len(group), c) for group in groups for i, c in enumerate(group)]
+    return [c for _, c in sorted(placed, key=lambda place: place[0])]
+
+
+def pair_rows(pairs: Sequence[tuple[Candidate, Candidate]]) -> Iterator[Row]:
+    """prompt, chosen, rejected."""
+    columns = known_columns(c for pair in pairs for c in pair)
+    for chosen, rejected in pairs:
+        yield {
+            "prompt": chosen.prompt,
+            "chosen": chosen.completion,
+            "rejected": rejected.completion,
+            **_asked(chosen, columns),
+            **{f"chosen_{name}": value for name, value in _origin(chosen, columns).items()},
+            **{f"rejected_{name}": value for name, value in _origin(rejected, columns).items()},
+        }
+
+
+def _asked(c: Candidate, columns: Sequence[str]) -> Row:
+    return {**({"task": c.task} if "task" in columns else {}), "problem": c.problem}
+
+
+def _origin(c: Candidate, columns: Sequence[str]) -> Row:
+    row: Row = {"reward": c.score, "source": c.source}
+    for name, unknown in UNKNOWN.items():
+        if name in columns:
+            value = getattr(c, name)
+            row[name] = unknown if value is None else value
+    return row
+
+
+def refuse_out(out: Path, inputs: Sequence[Path]) -> None:
+    """Before the work begins. Raises UserError: no plain file, a name that says something else, one of the inputs."""
+    if out.suffix in (".json", ".gz"):
+        raise UserError(
+            f"--out {out}: the file has one object a line, not compressed; name it {out.with_suffix('.jsonl')}"
+        )
+    if out.exists() and not out.is_file():
+        raise UserError(f"--out {out} is no file; give the name of one, such as {out / 'filtered.jsonl'}")
+    if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
+        raise UserError(f"--out {out} is one of the inputs, which it would replace; give another file")
+
+
+def write_rows(out: Path, rows: Iterable[Row]) -> tuple[int, str]:
+    """How many lines, and the file's sha256. The file is replaced once all is written. Raises UserError."""
+    digest, lines = hashlib.sha256(), 0
+    partial = _partial(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            for row in rows:
+                line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+                digest.update(line)
+                stream.write(line)
+                lines += 1
+        os.replace(partial, out)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    finally:
+        with suppress(OSError):  # its folder may be what is wrong
+            partial.unlink(missing_ok=True)
+    return lines, digest.hexdigest()
+
+
+def write_summary(out: Path, summary: Mapping[str, Any]) -> Path:
+    """FILE.summary.json beside FILE. Raises UserError."""
+    path = out.with_name(f"{out.name}.summary.json")
+    partial = _partial(path)
+    try:
+        partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        with suppress(OSError):  # its folder may be what is wrong
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".tmp-{path.name}-{os.getpid()}")
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"--out {path}: cannot be written ({error.strerror or error}); make room there, or give another file"
+    )
