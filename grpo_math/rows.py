@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -30,20 +30,26 @@ def rows(
     fields: tuple[str, ...],
     lists: tuple[str, ...] = (),
     prepare: Prepare = as_it_is,
+    files: Sequence[str] = (),
 ) -> Iterator[tuple[int, str, Row]]:
     """(number from 1, source for people, row) from `path` where given, else from the Hub data set (id, config).
 
     {split} in `path` stands for the split, so that one `task.path` serves training and evaluation. prepare: what is
-    done to a row before its fields are checked, such as giving them other names.
+    done to a row before its fields are checked, such as giving them other names. files: for a data set that comes with
+    a loading script, which `datasets` 4 runs no longer, the files of JSON lines to take; numbers are those of a file.
     """
-    if path is None:
-        dataset_id, config_name = hub
-        for number, row in hub_rows(dataset_id, config_name, split, fields, lists, prepare):
-            yield number, f"{dataset_id}/{split}:{number}", row
-    else:
+    dataset_id, config_name = hub
+    if path is not None:
         path = path.replace("{split}", split)
         for number, row in read_rows(path, fields, lists, prepare):
             yield number, f"{path}:{number}", row
+    elif files:
+        for name in files:
+            for number, row in hub_file_rows(dataset_id, name, fields, lists, prepare):
+                yield number, f"{dataset_id}/{name}:{number}", row
+    else:
+        for number, row in hub_rows(dataset_id, config_name, split, fields, lists, prepare):
+            yield number, f"{dataset_id}/{split}:{number}", row
 
 
 def check_split(task: str, split: str, splits: tuple[str, ...]) -> None:
@@ -90,23 +96,40 @@ def hub_rows(
     prepare: Prepare = as_it_is,
 ) -> Iterator[tuple[int, Row]]:
     """(number from 1, row) of a Hub data set, downloaded or from the local cache. Raises UserError."""
+    found = 0
+    data = _loaded(f"the data set {dataset_id}", f"the split {split!r}", fields, dataset_id, config_name, split=split)
+    for found, row in enumerate(data, 1):
+        yield found, _checked(f"{dataset_id}/{split}:{found}", row, fields, lists, prepare)
+    if not found:
+        raise UserError(f"the split {split!r} of {dataset_id} has no rows; choose another with task.split")
+
+
+def hub_file_rows(
+    dataset_id: str, name: str, fields: tuple[str, ...], lists: tuple[str, ...] = (), prepare: Prepare = as_it_is
+) -> Iterator[tuple[int, Row]]:
+    """(number from 1, row) of one file of JSON lines in a Hub data set. Raises UserError."""
+    found = 0
+    what, file = f"the file {name} of the data set {dataset_id}", f"hf://datasets/{dataset_id}/{name}"
+    # the one split of plain files is called train, whatever is in them
+    for found, row in enumerate(_loaded(what, "it", fields, "json", data_files=file, split="train"), 1):
+        yield found, _checked(f"{dataset_id}/{name}:{found}", row, fields, lists, prepare)
+    if not found:
+        raise UserError(f"{dataset_id}/{name} has no rows; give a copy of the data as task.path=FILE")
+
+
+def _loaded(what: str, wanted: str, fields: tuple[str, ...], *args: str | None, **kwargs: str) -> Iterable[Any]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
-        data = load_dataset(dataset_id, config_name, split=split)
+        return cast(Iterable[Any], load_dataset(*args, **kwargs))
     # without a network: ConnectionError (an OSError) after five tries; not on the Hub: DatasetNotFoundError, both a
     # DatasetsError and an OSError; a config or split that it does not have: ValueError
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(
-            f"the data set {dataset_id} cannot be loaded from the Hugging Face Hub ({_first_line(error)}). On a "
-            f"machine without the Hub give the split {split!r} as JSON lines with the {_list(fields)}: task.path=FILE"
+            f"{what} cannot be loaded from the Hugging Face Hub ({_first_line(error)}). On a machine without the Hub "
+            f"give {wanted} as JSON lines with the {_list(fields)}: task.path=FILE"
         ) from error
-    number = 0
-    for number, row in enumerate(data, 1):
-        yield number, _checked(f"{dataset_id}/{split}:{number}", row, fields, lists, prepare)
-    if not number:
-        raise UserError(f"the split {split!r} of {dataset_id} has no rows; choose another with task.split")
 
 
 def _json_lines(path: str | Path, stream: BinaryIO) -> Iterator[tuple[int, Any]]:

@@ -1,4 +1,4 @@
-"""What several of the tasks with programs share: data files of the Hub, JSON within rows, tests, words of prompts.
+"""What several of the tasks with programs share: JSON within rows, tests, words of prompts.
 
 The leading underscore keeps it out of `grpo-math list tasks`. Left out: what the fields of one benchmark mean.
 """
@@ -11,11 +11,10 @@ import json
 import re
 import tokenize
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from grpo_math.forms import Form
-from grpo_math.rows import read_rows
 from grpo_math.types import UserError
 
 # Where a base model that goes on with a function is cut: Chen et al. 2021, arXiv:2107.03374, section 2.1.
@@ -24,58 +23,15 @@ EVALPLUS = "EvalPlus, Liu et al. 2023, arXiv:2305.01210, evalplus/codegen.py"
 # For chat models: `question` is the head of the function, without the blank lines around it.
 EVALPLUS_CHAT = Form(
     "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
-    "\n```\n{question}\n```",
-    source=EVALPLUS,
+    "\n```\n{question}\n```\n",
+    source=f"{EVALPLUS} and evalplus/provider/utility.py, make_raw_chat_prompt; left out: the beginning of the answer, "
+    "which EvalPlus writes for the model",
 )
 
 MAX_DIGITS = 4000  # Python reads no decimal number of over 4,300 at once
 
 
-# ---- rows
-
-
-def file_rows(
-    path: str | None, dataset_id: str, files: Sequence[str], split: str, fields: tuple[str, ...]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(source for people, row) from `path` where given, else from `files` of the Hub data set, which are JSON lines.
-
-    For data sets that come with a loading script, which datasets 4 runs no longer. {split} in `path` stands for the
-    split. Each row has every one of `fields` as a non-empty string. Raises UserError."""
-    if path is not None:
-        path = path.replace("{split}", split)
-        for number, row in read_rows(path, fields):
-            yield f"{path}:{number}", row
-        return
-    for name in files:
-        number = 0
-        for number, row in enumerate(_hub_file(dataset_id, name, fields), 1):
-            source = f"{dataset_id}/{name}:{number}"
-            if (
-                missing := next((f for f in fields if not isinstance(row.get(f), str) or not row[f]), None)
-            ) is not None:
-                raise UserError(
-                    f"{source}: {missing!r} is {row.get(missing)!r}, where a string is expected; the data set has "
-                    "changed: give a copy of the one you mean as task.path=FILE"
-                )
-            yield source, row
-        if not number:
-            raise UserError(f"{dataset_id}/{name} has no rows; give a copy of the data as task.path=FILE")
-
-
-def _hub_file(dataset_id: str, name: str, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        # the one split of plain files is called train, whatever is in them
-        data = load_dataset("json", data_files=f"hf://datasets/{dataset_id}/{name}", split="train")
-    except (OSError, ValueError, DatasetsError) as error:  # as in rows.hub_rows
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"the file {name} of the data set {dataset_id} cannot be loaded from the Hugging Face Hub ({said}). On a "
-            f"machine without the Hub give it as JSON lines with the fields {', '.join(fields)}: task.path=FILE"
-        ) from error
-    return iter(data)
+# ---- JSON within rows
 
 
 def parsed(source: str, field: str, text: object) -> Any:
@@ -160,12 +116,16 @@ def check(input, output, expected):
 """
 
 
-def stdio_tests(inputs: Sequence[str], outputs: Sequence[str], tolerance: str = "0") -> dict[str, Any]:
-    """Tests of a program that reads standard input. Lines are compared without white space around them, and where both
-    are numbers by value; what is expected with a decimal point may be off by `tolerance`, absolute or relative."""
+def stdio_tests(
+    inputs: Sequence[str], outputs: Sequence[str], prompt: str = "", tolerance: str = "0"
+) -> dict[str, Any]:
+    """Tests of a program that reads standard input, with `prompt` run before it.
+
+    Lines are compared without white space around them, and where both are numbers by value; what is expected with a
+    decimal point may be off by `tolerance`, absolute or relative."""
     cases = [{"input": given, "output": wanted} for given, wanted in zip(inputs, outputs, strict=True)]
     checker = f"from decimal import Decimal\nTOLERANCE = Decimal({tolerance!r})\n{_CHECKER}"
-    return {"type": "stdio", "cases": cases, "checker": checker}
+    return {"type": "stdio", "cases": cases, "checker": checker, "prompt": prompt}
 
 
 # ---- text

@@ -6,8 +6,8 @@ are of no use: they are named and left out like every problem that the verifier 
 
 Stricter than APPS's own script, which takes lines in any order and whole numbers that are nearly right: here lines
 have an order, whole numbers are exact, and what is expected with a decimal point may be off by 1e-6, relative or
-absolute. As there, a list may be returned as a tuple, and an expected list may hold the result as its first element.
-Keys of objects stay strings, as JSON has them.
+absolute. As there, its imports run before every program, a list may be returned as a tuple, and an expected list may
+hold the result as its first element. Keys of objects stay strings, as JSON has them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from grpo_math.find import nearest
 from grpo_math.forms import Form
-from grpo_math.rows import check_split
-from grpo_math.tasks._code import fenced, file_rows, parsed, stdio_tests
+from grpo_math.rows import check_split, rows
+from grpo_math.tasks._code import fenced, parsed, stdio_tests
 from grpo_math.types import Problem, UserError
 
 VERIFIER = "code"
@@ -31,7 +31,8 @@ PROMPTS = {
 }
 HUB = "codeparrot/apps"
 DIFFICULTIES = ("introductory", "interview", "competition")
-# names that solutions take for granted, since APPS's script has them: testing_util.py
+# names that solutions take for granted, since APPS's script has them: eval/testing_util.py. Not numpy, which it has as
+# np: a program that needs it imports it, and for the others it would take longer than they do
 IMPORTS = """\
 import sys
 import time
@@ -48,6 +49,7 @@ import random
 import heapq
 from heapq import *
 """
+STDIO_NAMES = f"{IMPORTS}stdin = sys.stdin\nstdout = sys.stdout\n"  # what it has before programs on standard input
 SETUP = """\
 import json
 import sys
@@ -79,8 +81,8 @@ def load(split: str, path: str | None = None, *, difficulty: str | None = None) 
         )
     if path is None:
         check_split("apps", split, ("train", "test"))
-    found = file_rows(path, HUB, (f"{split}.jsonl",), split, ("question",))
-    return [problem(split, row, source) for source, row in found if difficulty in (None, row.get("difficulty"))]
+    found = rows(path, (HUB, None), split, ("question",), files=(f"{split}.jsonl",))
+    return [problem(split, row, source) for _, source, row in found if difficulty in (None, row.get("difficulty"))]
 
 
 def problem(split: str, row: dict[str, Any], source: str) -> Problem:
@@ -113,7 +115,7 @@ def tests_of(row: dict[str, Any], source: str) -> dict[str, Any]:
     if name := found.get("fn_name"):
         in_class = "class Solution" in (row.get("starter_code") or "")
         return call_tests(name, in_class, row["input_output"], len(inputs))
-    return stdio_tests([text(given) for given in inputs], [text(wanted) for wanted in outputs], tolerance="1e-6")
+    return stdio_tests(list(map(text, inputs)), list(map(text, outputs)), STDIO_NAMES, tolerance="1e-6")
 
 
 def text(value: Any) -> str:

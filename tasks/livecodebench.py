@@ -4,10 +4,10 @@ Jain et al. 2024, arXiv:2403.07974. From the Hub (livecodebench/code_generation_
 with the same fields. A problem is a program that reads standard input, or a method of a class Solution. It is a test
 set: without a `path` there is no other split.
 
-As in LiveCodeBench's own runner lines are compared without white space around them and numbers by value, and before a
-class Solution run its imports. Unlike there a method that returns a tuple for a list is wrong, programs on standard
-input bring their own imports, and the time is that of `sandbox.timeout_s`: for each case on standard input, for all
-cases together of a method. Left out: gold answers, of which there are none.
+As in LiveCodeBench's own runner lines are compared without white space around them and numbers by value, and its
+imports run before every program. Unlike there a method that returns a tuple for a list is wrong, and the time is that
+of `sandbox.timeout_s`: for each case on standard input, for all cases together of a method. Left out: gold answers, of
+which there are none.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from datetime import date
 from typing import Any
 
 from grpo_math.forms import Form
-from grpo_math.rows import check_split
-from grpo_math.tasks._code import file_rows, parsed, stdio_tests
+from grpo_math.rows import check_split, rows
+from grpo_math.tasks._code import parsed, stdio_tests
 from grpo_math.types import Problem, UserError
 
 VERIFIER = "code"
@@ -47,7 +47,8 @@ HUB = "livecodebench/code_generation_lite"
 RELEASES = 6
 RELEASE = re.compile(r"(release_)?v([1-9])(?:_v([1-9]))?")
 FIELDS = ("question_content", "question_id", "public_test_cases", "private_test_cases")
-# what stands before every method in the runner, testing_util.py; later names hide earlier ones, so the order counts
+# what stands before every method and program in the runner, lcb_runner/evaluation/testing_util.py; later names hide
+# earlier ones, so the order counts
 _MODULES = (
     *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"),
     *("itertools", "functools", "operator", "io", "sys", "json"),
@@ -77,7 +78,7 @@ def load(
     if path is None:
         check_split("livecodebench", split, ("test",))
     problems, dates = [], []
-    for source, row in file_rows(path, HUB, files, split, FIELDS):
+    for _, source, row in rows(path, (HUB, None), split, FIELDS, files=files):
         held = day_of(row, source)
         dates.append(held)
         if first <= held <= last:
@@ -125,7 +126,7 @@ def problem(row: dict[str, Any], held: date, source: str) -> Problem:
     tests = (
         method_tests(name, cases, source)
         if name
-        else stdio_tests([case["input"] for case in cases], [case["output"] for case in cases])
+        else stdio_tests([case["input"] for case in cases], [case["output"] for case in cases], IMPORTS)
     )
     starter = row.get("starter_code") or "# YOUR CODE HERE"
     question = f"{row['question_content']}\n\n### Format: {FORMATS[tests['type']]}\n```python\n{starter}\n```"

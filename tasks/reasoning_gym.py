@@ -3,6 +3,9 @@
 Problems are made on the spot. The test split holds the questions whose checksum is 0 modulo 4 and the train split the
 others, so that no training problem, whatever the seeds, is a test problem. The package is optional and imported when
 problems are asked for: pip install 'grpo-math[reasoning-gym]'.
+
+The same seed gives the same problems in every process. Some generators go through sets of strings, whose order Python
+draws anew for each process: theirs are made in a process of their own, in which that order is fixed (BY_HASH).
 """
 
 from __future__ import annotations
@@ -10,14 +13,20 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
+import pickle
+import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from grpo_math.forms import Form
+from grpo_math.lifeline import die_with_parent
 from grpo_math.types import Problem, UserError
 from grpo_math.verifiers.reasoning_gym import checked, generators, make_dataset
 
@@ -65,6 +74,14 @@ GOLD: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "propositional_logic": lambda metadata: metadata["example_answer"],
     "rubiks_cube": lambda metadata: metadata["example_correct_answer"],
 }
+
+# Generators whose entries depend on the order of sets, which PYTHONHASHSEED decides: of the first four the question, of
+# the others the answer alone, one of several right ones.
+BY_HASH = {
+    *("codeio", "isomorphic_strings", "polynomial_multiplication", "ransom_note"),
+    *("intermediate_integration", "knight_swap", "word_ladder"),
+}
+_BOOT = f"import sys; sys.path[:] = sys.argv[2:]; from {__name__} import _serve; _serve(int(sys.argv[1]))"
 
 
 def load(
@@ -118,14 +135,72 @@ def test(dataset: str, seed: int, config: Mapping[str, Any], size: int) -> Itera
 
 def entries(dataset: str, seed: str, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The generator's entries without end, the same for the same seed."""
+    apart = dataset in BY_HASH and sys.flags.hash_randomization
+    return (_made_apart if apart else _made)(dataset, seed, config)
+
+
+def _made(dataset: str, seed: str, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     # an entry is drawn from the dataset's seed plus its index: seeds one apart would share all entries but one
     for start in itertools.count(crc32(seed.encode()) >> 1, CHUNK):
-        with _undisturbed():
+        with _undisturbed(start):
             chunk = make_dataset(dataset, config, seed=start, size=CHUNK)
         for index in range(CHUNK):
-            with _undisturbed():
+            with _undisturbed(start + index):
                 entry = chunk[index]
             yield entry
+
+
+def _made_apart(dataset: str, seed: str, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What `_made` gives where PYTHONHASHSEED is 0, from a process that is no further ahead than a pipe holds, and ends
+    with this iterator or with this process. What `_made` raises there is raised here."""
+    lifeline, kept = os.pipe()
+    with os.fdopen(kept, "wb"), os.fdopen(lifeline, "rb") as theirs:
+        child = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, str(lifeline), *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+            pass_fds=[lifeline],
+            start_new_session=True,  # Ctrl-C passes it by, and the end of the lifeline kills its group
+        )
+        theirs.close()
+        with child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            try:
+                with suppress(BrokenPipeError), child.stdin:  # where it has died, there is nothing to read either
+                    pickle.dump((dataset, seed, dict(config)), child.stdin)
+                while not isinstance(made := _received(child, dataset), BaseException):
+                    yield made
+                raise made
+            finally:
+                child.kill()
+
+
+def _received(child: subprocess.Popen[bytes], dataset: str) -> Any:
+    assert child.stdout is not None
+    try:
+        return pickle.load(child.stdout)
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise RuntimeError(
+            f"the process that makes the entries of {dataset} has ended with status {child.wait()}; what it said is on "
+            "standard error, and a negative status is the signal that killed it"
+        ) from error
+
+
+def _serve(lifeline: int) -> None:
+    """The other side of `_made_apart`: the entries on standard output, and last what went wrong."""
+    die_with_parent(lifeline)
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a generator prints in C goes to stderr, not between the entries
+
+    def send(message: object) -> None:
+        pickle.dump(message, replies)
+        replies.flush()
+
+    sys.excepthook = lambda _, error, __: send(error)
+    for entry in _made(*pickle.load(sys.stdin.buffer)):
+        send(entry)
 
 
 def problem_of(name: str, dataset: str, config: Mapping[str, Any], entry: Mapping[str, Any]) -> Problem:
@@ -145,11 +220,15 @@ def held_out(question: str) -> bool:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """bf prints dots, and pool_matrix seeds numpy for the whole process."""
-    state = np.random.get_state()
+def _undisturbed(seed: int) -> Iterator[None]:
+    """bf prints dots, pool_matrix seeds numpy for the whole process, and list_functions and some programs of codeio
+    draw from the generators that all of the process shares."""
+    shared, numpys = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     try:
         with redirect_stdout(io.StringIO()):
             yield
     finally:
-        np.random.set_state(state)
+        random.setstate(shared)
+        np.random.set_state(numpys)

@@ -259,7 +259,7 @@ def test_humaneval_forms(tmp_path: Path) -> None:
     (problem,) = humaneval.load("test", written(tmp_path / "a.jsonl", HUMANEVAL))
     assert humaneval.PROMPTS["chat@1"].text(problem) == (
         "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
-        f"```\n{HEAD.strip()}\n```"
+        f"```\n{HEAD.strip()}\n```\n"
     )
     name, raw = form_of(config.Task(name="humaneval", prompt="completion"), humaneval)
     assert (name, raw.chat, raw.text(problem)) == ("completion@1", False, f"\n\n{HEAD}")

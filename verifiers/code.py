@@ -10,8 +10,8 @@ data, or reads standard input and writes standard output; nothing else of what i
     stdio      `cases` of `input`, `output`; `tolerance`; `case_sensitive`; or `checker`, source that defines
                check(input, output, expected) -> bool
 
-Beside them `prompt`, the head of a function that a completion may go on with, or what runs before a script, and
-`limits` (timeout_s, memory_mb).
+Beside them `prompt`, the head of a function that a completion may go on with, or what runs before a script (behind its
+imports from __future__), and `limits` (timeout_s, memory_mb).
 Leaves out other languages than Python.
 """
 
@@ -86,7 +86,9 @@ def _is_program(problem: Problem) -> bool:
 
 
 def _prompt(problem: Problem, tests: Mapping[str, Any]) -> str:
-    """The head of a function that the completion may go on with, and the helpers above it."""
+    """The head of a function that the completion may go on with, and the helpers above it; a script has no head."""
+    if tests.get("type") == "stdio":
+        return ""
     return str(problem.metadata.get("prompt") or tests.get("prompt") or "")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from grpo_math.sandbox.client import Sandbox, SandboxError
 from grpo_math.sandbox.isolation import open_sandbox
@@ -43,8 +44,24 @@ def _judge(program: str, prompt: str, tests: Mapping[str, Any], limits: Limits, 
 
 
 def with_helpers(program: str, helpers: str) -> str:
-    """A script after what is to run before it. One with an import from __future__ has to begin the file itself."""
-    return f"{helpers}\n{program}" if helpers and parses(helpers) and "from __future__" not in program else program
+    """A script behind what is to run before it, its imports from __future__ first: Python wants them at the top."""
+    if not helpers or not parses(helpers):
+        return program
+    row, column = _end_of_futures(program)
+    lines = program.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # at those that ast counts, and no others
+    line = lines[row - 1].encode("utf-8", "surrogatepass")  # of which ast counts the bytes
+    head, rest = (part.decode("utf-8", "surrogatepass") for part in (line[:column], line[column:]))
+    rest = rest.lstrip(" \t\f").removeprefix(";").lstrip(" \t\f") if head else rest
+    return "\n".join([*lines[: row - 1], head, helpers, rest, *lines[row:]])
+
+
+def _end_of_futures(program: str) -> tuple[int, int]:
+    """Line, from 1, and column at which the last import from __future__ ends; (1, 0) where there is none."""
+    if "__future__" not in program or not parses(program):  # one that does not parse fails either way
+        return 1, 0
+    imports = (node for node in ast.parse(program).body if isinstance(node, ast.ImportFrom))
+    ends = [(node.end_lineno, node.end_col_offset) for node in imports if node.module == "__future__"]
+    return cast(tuple[int, int], ends[-1]) if ends else (1, 0)
 
 
 def _calls(program: str, prompt: str, tests: Mapping[str, Any], limits: Limits, all_or_nothing: bool) -> Judged:
