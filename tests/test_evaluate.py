@@ -447,9 +447,10 @@ def test_nobodys_samples_are_written_over(humaneval: tuple[str, ...], tmp_path: 
     rows = [{"task_id": f"HumanEval/{i}", "completion": "    return 2 * x\n"} for i in range(2)]
     file = written(tmp_path / "samples.jsonl", *rows)
     before = Path(file).read_bytes()
-    for words in (("--samples", file), ("--samples", file, "--fresh")):
-        assert "is the folder of --samples" in refused(*words, *humaneval, "--out", str(tmp_path))
-    assert "has a samples.jsonl that is not of this command" in refused("--gold", *humaneval, "--out", str(tmp_path))
+    for fresh in ((), ("--fresh",)):
+        words = (*humaneval, *fresh, "--out", str(tmp_path))
+        assert "is the folder of --samples" in refused("--samples", file, *words)
+        assert "has a samples.jsonl that is not of this command" in refused("--gold", *words)
     assert Path(file).read_bytes() == before
 
 
@@ -606,6 +607,24 @@ def test_a_running_evaluation_is_not_discarded(tmp_path: Path) -> None:
     assert "seed: 1 -> (not there)" in refused("--gold", "--task", "arithmetic", "--out", str(out))
     assert not (out / "prompts.jsonl").exists()
     done("--gold", "--task", "arithmetic", "--limit", "2", "--fresh", "--out", str(out))
+
+
+def test_what_is_discarded_is_gone_even_if_the_new_one_is_interrupted(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (str(model), *ARITHMETIC, "--out", str(tmp_path / "out"))
+    done(*words)
+    whole = (tmp_path / "out" / "samples.jsonl").read_bytes()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HFEngine, "generate", interrupt)
+        assert call(*words[:-2], "--seed", "7", "--fresh", *words[-2:]).exit_code == 130
+    assert "sampling.seed: 7 -> 0" in refused(*words)
+    done(*words[:-2], "--seed", "7", *words[-2:])
+    assert (tmp_path / "out" / "samples.jsonl").read_bytes() != whole
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,11 +82,10 @@ def evaluate(wanted: Wanted, sampler: Sampler) -> dict[str, Any]:
         "versions": manifests.versions(),
     }
     manifest = json.loads(json.dumps(manifest, default=str))  # as it is read back
-    if not wanted.fresh:
-        if (done := finished(wanted.out)) is not None:
-            refuse_other(done["manifest"], manifest, wanted.out)
-            return done
-        refuse_samples_of_others(wanted.out)
+    refuse_samples_of_others(wanted.out)
+    if not wanted.fresh and (done := finished(wanted.out)) is not None:
+        refuse_other(done["manifest"], manifest, wanted.out)
+        return done
     try:
         wanted.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -94,7 +93,7 @@ def evaluate(wanted: Wanted, sampler: Sampler) -> dict[str, Any]:
     journal = Journal(wanted.out, manifest, wanted.fresh)
     try:
         began = time.monotonic()
-        write_prompts(wanted.out, plans)
+        begin(wanted.out, plans)
         for plan in plans:
             sample_and_judge(plan, sampler, journal, wanted)
         write_samples(wanted.out, plans, journal)  # first: judged by another verifier they may still be of use
@@ -246,13 +245,16 @@ def sample_lines(plan: Plan, journal: Journal) -> list[dict[str, Any]]:
 
 
 def refuse_samples_of_others(out: Path) -> None:
-    if (out / SAMPLES).exists() and not (out / JOURNAL).exists():
+    if (out / SAMPLES).exists() and not (out / JOURNAL).exists() and not (out / RESULTS).exists():
         raise UserError(f"--out {out} has a {SAMPLES} that is not of this command; give another --out")
 
 
-def write_prompts(out: Path, plans: Sequence[Plan]) -> None:
+def begin(out: Path, plans: Sequence[Plan]) -> None:
+    """Without what an evaluation that is discarded left; it would be taken for the outcome of this one."""
     lines = [line for plan in plans for line in manifests.prompt_lines(plan.job.label, plan.asked)]
     try:
+        for name in (RESULTS, SAMPLES, RUN, CURVE):
+            (out / name).unlink(missing_ok=True)
         write_whole(out / PROMPTS, as_lines(lines))
     except OSError as error:
         raise unwritable(out, error) from error
