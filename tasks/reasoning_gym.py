@@ -18,6 +18,7 @@ import pickle
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
@@ -154,9 +155,11 @@ def _made_apart(dataset: str, seed: str, config: Mapping[str, Any]) -> Iterator[
     """What `_made` gives where PYTHONHASHSEED is 0, from a process that is no further ahead than a pipe holds, and ends
     with this iterator or with this process. What `_made` raises there is raised here."""
     lifeline, kept = os.pipe()
-    with os.fdopen(kept, "wb"), os.fdopen(lifeline, "rb") as theirs:
+    # some programs of codeio write files where they are run
+    with tempfile.TemporaryDirectory() as scratch, os.fdopen(kept, "wb"), os.fdopen(lifeline, "rb") as theirs:
         child = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, str(lifeline), *sys.path],
+            [sys.executable, "-c", _BOOT, str(lifeline), *map(os.path.abspath, sys.path)],
+            cwd=scratch,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONHASHSEED": "0"},
