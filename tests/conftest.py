@@ -6,12 +6,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may wait for a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # in the models of the tests a second thread only waits for the first; set here, before torch is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# the same examples each time: a test that fails now and then says nothing of the change at hand
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 

@@ -170,26 +170,25 @@ def task(tmp_path: Path) -> Callable[..., Task]:
 def test_from_the_tasks_to_the_file_and_out_of_training(task: Callable[..., Task], tmp_path: Path) -> None:
     train = task("train", "What is 1+1?", f"Remember this one: {TRIANGLE}", "And now something else.")
     bench, out = task("bench", "Something else", TRIANGLE), tmp_path / "new" / "hits.jsonl"
-    report = decontaminate_command(train, [bench, task("clean", "How?")], 13, 0.0, 10, out)
+    report = decontaminate_command(train, {"bench": bench, "clean": task("clean", "How?")}, 13, 0.0, 10, out)
     total = len(words(TRIANGLE)) - 12
     assert [json.loads(line) for line in out.read_text().splitlines()] == [
         {
             "problem": "math500/train/2",
-            "benchmark": f"math500 {bench.path}",
+            "benchmark": "bench",
             "against": "math500/bench/2",
             "shared": total,
             "share": 1.0,
             "longest": " ".join(words(TRIANGLE)),
         }
     ]
-    rows = {line.split()[1]: line.split()[2:] for line in report.splitlines() if line.startswith("math500 /")}
-    assert rows[str(bench.path)] == ["2", "1", "1", "1"]
-    assert [row for path, row in rows.items() if path.endswith("clean.jsonl")] == [["1", "0", "0", "0"]]
+    rows = {line.split()[0]: line.split()[1:] for line in report.splitlines() if line.startswith(("bench ", "clean "))}
+    assert rows == {"bench": ["2", "1", "1", "1"], "clean": ["1", "0", "0", "0"]}
     assert f"1 pair of 1 training problem and what it shares: {out}\n" in report
     assert report.endswith(f"task.exclude={out}")
     kept = train.model_copy(update={"exclude": [str(out)]})
     assert [p.id for p in load_problems(kept).problems or []] == ["math500/train/1", "math500/train/3"]
-    again = decontaminate_command(kept, [bench], 13, 0.0, 10, out)
+    again = decontaminate_command(kept, {"bench": bench}, 13, 0.0, 10, out)
     assert f"nothing is shared; {out} is empty" in again
     assert out.read_text() == ""
     assert len(load_problems(kept).problems or []) == 3
@@ -199,27 +198,25 @@ def test_what_the_command_refuses(task: Callable[..., Task], tmp_path: Path) -> 
     train, out = task("train", TRIANGLE), tmp_path / "out.jsonl"
     arithmetic = Task(name="arithmetic")
     with pytest.raises(UserError, match="task arithmetic, split train, has no end; give --limit"):
-        decontaminate_command(arithmetic, [train], 13, 0.0, 10, out)
+        decontaminate_command(arithmetic, {"b": train}, 13, 0.0, 10, out)
     with pytest.raises(UserError, match="has no end; name a split that ends"):
-        decontaminate_command(train, [arithmetic], 13, 0.0, 10, out)
+        decontaminate_command(train, {"b": arithmetic}, 13, 0.0, 10, out)
     with pytest.raises(UserError, match="-n 1: single words"):
-        decontaminate_command(train, [train], 1, 0.0, 10, out)
-    with pytest.raises(UserError, match=r"names math500 .* twice"):
-        decontaminate_command(train, [train, train], 13, 0.0, 10, out)
+        decontaminate_command(train, {"b": train}, 1, 0.0, 10, out)
     with pytest.raises(UserError, match=r"--out .* cannot be written"):
-        decontaminate_command(train, [train], 13, 0.0, 10, Path(str(train.path)) / "out.jsonl")
+        decontaminate_command(train, {"b": train}, 13, 0.0, 10, Path(str(train.path)) / "out.jsonl")
 
 
 def test_arithmetics_own_splits_share_nothing(tmp_path: Path) -> None:
     tasks = Task(name="arithmetic", limit=5000), Task(name="arithmetic", split="test")
-    assert "nothing is shared" in decontaminate_command(tasks[0], [tasks[1]], 13, 0.0, 10, tmp_path / "out.jsonl")
+    assert "nothing is shared" in decontaminate_command(tasks[0], {"b": tasks[1]}, 13, 0.0, 10, tmp_path / "out.jsonl")
 
 
 # ---- real data
 
 
 def hits_on(train: Task, against: list[Task], out: Path) -> set[tuple[str, str]]:
-    decontaminate_command(train, against, 13, 0.0, 10, out)
+    decontaminate_command(train, {str(i): task for i, task in enumerate(against)}, 13, 0.0, 10, out)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     return {(row["problem"], row["against"]) for row in rows}
 

@@ -192,7 +192,7 @@ def rules_of(s: Settings, pool: Rows) -> list[Rule]:
         (s.min_tokens is not None or s.max_tokens is not None, f"tokens {least}..{most}",
          lambda c: tokens_between(c, least, most)),
         (s.format is not None, f"format {s.format}", lambda c: matching(c, s.format or "")),
-        (s.dedup == "text", "same text", distinct_texts),
+        (s.dedup != "none", "same text", distinct_texts),
         (s.dedup == "answer", "same answer", distinct_answers),
         (s.per_problem is not None, f"{s.choose} {s.per_problem} per problem",
          lambda c: at_most(c, s.per_problem or 0, s.choose or "", s.seed, floor if s.to == "kto" else None)),
