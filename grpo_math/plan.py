@@ -45,7 +45,10 @@ def preflight(cfg: config.Common, ranks: int = 1) -> None:
     ]
     if cfg.evaluation.task is not None:
         evaluated = cfg.evaluation.task
-        checks.append(lambda: check_task(evaluated, "evaluation.task.path"))
+        checks += [
+            lambda: check_task(evaluated, "evaluation.task.path"),
+            lambda: _check_form(evaluated, "evaluation.task"),
+        ]
     for check in checks:
         try:
             check()
@@ -56,12 +59,12 @@ def preflight(cfg: config.Common, ranks: int = 1) -> None:
         raise UserError("\n".join(complaints))
 
 
-def _check_form(task: config.Task) -> None:
+def _check_form(task: config.Task, key: str = "task") -> None:
     name, form = form_of(task, find_task(task.name))
     if form.stop:
         raise UserError(
-            f"task.prompt={task.prompt}: {name} needs its completions cut at {', '.join(map(repr, form.stop))}, and "
-            "training keeps every token that was sampled; leave task.prompt out, or use it for evaluation alone"
+            f"{key}.prompt={task.prompt}: {name} needs its completions cut at {', '.join(map(repr, form.stop))}, and a "
+            f"run keeps every token that was sampled; leave {key}.prompt out, and use it with grpo-math evaluate"
         )
 
 

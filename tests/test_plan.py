@@ -466,6 +466,15 @@ def test_preflight_passes_and_leaves_nothing_behind(folder: Path) -> None:
             {"evaluation": {"task": {"name": "gsm8k", "path": "x.jsonl"}}},
             "evaluation.task.path=x.jsonl: there is no such",
         ),
+        (
+            {"task": {"name": "gsm8k", "prompt": "cot-8shot"}},
+            "task.prompt=cot-8shot: cot-8shot@1 needs its completions cut",
+        ),
+        (
+            {"evaluation": {"task": {"name": "gsm8k", "prompt": "cot-8shot"}}},
+            "leave evaluation.task.prompt out, and use it with grpo-math evaluate",
+        ),
+        ({"task": {"name": "gsm8k", "prompt": "cot"}}, "task gsm8k has the prompts boxed@1"),
         ({"model": {"path": "./m2"}}, "model.path=./m2: there is no such folder; did you mean m?"),
         ({"model": {"path": "m/checkpoints/step-1"}}, "make or download it first"),
         ({"model": {"path": "m/x"}}, "there is no such folder"),
