@@ -4,7 +4,7 @@ Pure functions of counts and rewards. Left out: sampling and scoring. Which inte
 
     interval, intervals     the mean over problems of values within 0..1: pass@k, accuracy, majority
     exact_interval          a share of independent trials: the right ones of one problem's samples
-    bootstrap_interval      the mean over problems of other values: tokens, differences between two runs
+    bootstrap_interval      what others report: too narrow with few problems, see its docstring
 """
 
 # P problems, K values of k; n samples of a problem, c of them right
@@ -46,15 +46,6 @@ def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
     if not counts:
         raise ValueError("pass@k of no problems; evaluate at least one")
     return math.fsum(pass_at_k(n, c, k) for n, c in counts) / len(counts)
-
-
-def pass_at_ks(counts: Sequence[tuple[int, int]], ks: Sequence[int]) -> NDArray[np.float64]:
-    """(P, K): pass@k of each problem, given as (n samples, c right), for each k. pass_at_k's digits, and its errors.
-
-    Computed once for each pair (n, c) that occurs: with n = 64 these are 65 at most, however many the problems.
-    """
-    distinct = {pair: [pass_at_k(*pair, k) for k in ks] for pair in set(counts)}
-    return np.array([distinct[pair] for pair in counts], dtype=np.float64).reshape(len(counts), len(ks))
 
 
 def majority(answers: Sequence[str | None], rewards: Sequence[float | None]) -> float:
