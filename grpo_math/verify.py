@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from grpo_math import config
+from grpo_math.evaluation.gold import gold_completion
 from grpo_math.find import find_task, find_verifier, verifier_of
 from grpo_math.problems import PEEK, load_problems
 from grpo_math.progress import bar
@@ -64,7 +65,7 @@ def verify_gold(
     if problems is None:
         problems = list(islice(source.start(), PEEK))
         print(f"task {task.name} has no end: taking its first {PEEK:,} problems (--limit changes that)")
-    gold: Callable[[Problem], str] = getattr(module, "gold_completion", lambda problem: f"\\boxed{{{problem.answer}}}")
+    gold = gold_completion(module)
     began = time.monotonic()
     reward = config.Reward(verifier=verifier, options=dict(options or {}))
     verdicts = _score(reward, [(p, completion_of(gold(p))) for p in problems], workers, timeout_s, sandbox)

@@ -63,8 +63,7 @@ def manifest_of_job(
 
 def verifier_manifest(reward: config.Reward, sandbox: config.Sandbox) -> dict[str, Any]:
     """conventions: what the verifier says that it goes by, with `conventions_in_force`; source_sha256: of its
-    source. The
-    sandbox's limits decide too, where programs are judged."""
+    source. The sandbox's limits decide too, where programs are judged."""
     module = find_verifier(reward.verifier)
     in_force = getattr(module, "conventions_in_force", None)
     limits = sandbox.limits()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_math.filtering.candidate import NEAR, Candidate, by_problem
+from grpo_math.log import write_whole
 from grpo_math.types import UserError
 
 Row = dict[str, Any]
@@ -131,15 +132,10 @@ def write_rows(out: Path, rows: Iterable[Row]) -> tuple[int, str]:
 def write_summary(out: Path, summary: Mapping[str, Any]) -> Path:
     """FILE.summary.json beside FILE. Raises UserError."""
     path = out.with_name(f"{out.name}.summary.json")
-    partial = _partial(path)
     try:
-        partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise _unwritable(path, error) from error
-    finally:
-        with suppress(OSError):  # its folder may be what is wrong
-            partial.unlink(missing_ok=True)
     return path
 
 
