@@ -6,10 +6,11 @@ It goes on while its reader is busy, and is cancelled as soon as its reader stop
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Coroutine, Generator
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
+
+from grpo_math.event_loop import event_loop
 
 T = TypeVar("T")
 Produce = Callable[[Callable[[T], None]], Coroutine[Any, Any, None]]
@@ -21,10 +22,7 @@ def in_background(produce: Produce[T]) -> Generator[list[T], None, None]:
     The generator's end, however it comes (close, KeyboardInterrupt, an error of the reader), cancels `produce` and
     waits for what it has open to be closed."""
     items: SimpleQueue[T | None] = SimpleQueue()
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="in_background", daemon=True)
-    thread.start()
-    try:
+    with event_loop("in_background") as loop:
         work = asyncio.run_coroutine_threadsafe(produce(items.put), loop)
         work.add_done_callback(lambda _: items.put(None))
         while (item := items.get()) is not None:
@@ -33,11 +31,6 @@ def in_background(produce: Produce[T]) -> Generator[list[T], None, None]:
             if not more:
                 break
         work.result()
-    finally:
-        asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 def _rest(items: SimpleQueue[T | None]) -> tuple[list[T], bool]:
@@ -51,10 +44,3 @@ def _rest(items: SimpleQueue[T | None]) -> tuple[list[T], bool]:
         if item is None:
             return found, False
         found.append(item)
-
-
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

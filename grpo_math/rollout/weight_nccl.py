@@ -13,9 +13,9 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ import aiohttp
 import torch
 from torch import Tensor
 
+from grpo_math.event_loop import event_loop
 from grpo_math.rollout.fleet import out_of_use
 from grpo_math.rollout.vllm_http import FULL, LOADING, Refused, Server, ServerError
 from grpo_math.types import EngineError, UserError
@@ -55,7 +56,7 @@ class NCCLWeights:
         since other ranks give them out together with this one; then raises EngineError."""
         rest = iter(weights)
         try:
-            with _event_loop() as loop:
+            with event_loop("weights") as loop:
                 self._send(rest, label, dtype, loop)
         except (ServerError, RuntimeError, OSError) as error:  # RuntimeError is NCCL's
             for _ in rest:
@@ -195,28 +196,6 @@ def _vllm_join() -> Callable[[dict[str, Any]], Any]:
             "'grpo-math[vllm]', or set rollout.server.transfer=folder"
         ) from error
     return nccl_common.trainer_init
-
-
-@contextmanager
-def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop that runs beside this thread; what still runs in it at the end is cancelled."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="weights", daemon=True)
-    thread.start()
-    try:
-        yield loop
-    finally:
-        asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _ask(asked: Asked, loop: asyncio.AbstractEventLoop, but: tuple[type[ServerError], ...] = ()) -> Future[list[Any]]:
