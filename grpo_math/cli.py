@@ -33,6 +33,7 @@ from grpo_math.cli_options import (
     limits,
     show_log,
 )
+from grpo_math.cli_sample import sample
 from grpo_math.sandbox.limits import Limits
 from grpo_math.types import EngineError, PeerFailed, UserError
 
@@ -308,6 +309,7 @@ def doctor() -> None:
 app.command()(evaluate)
 app.command()(compare)
 app.command()(decontaminate)
+app.command()(sample)
 app.command("filter")(filter_samples)
 app.command()(serve)
 app.command()(launch)

@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from grpo_math.arguments import named_by_flags, parse_options, whole_numbers
 from grpo_math.cli_options import (
     AtMost,
+    BaseURL,
+    Chat,
+    Concurrency,
+    Device,
+    Dtype,
+    Engine,
+    EngineOptions,
+    Fresh,
+    KeyName,
+    Limit,
+    MaxRows,
+    MaxTokens,
     Memory,
+    OptionsOfTasks,
+    PromptNames,
+    RequestTimeout,
     Require,
+    Retries,
+    Samples,
+    Seed,
+    Split,
     TaskOptions,
+    TaskPaths,
+    Temperature,
     Timeout,
+    TopK,
+    TopP,
+    Verifier,
     VerifierOptions,
     Workers,
     limits,
+    refuse_half_a_server,
     show_log,
 )
 from grpo_math.sandbox.limits import Limits
@@ -32,22 +57,6 @@ Tasks = Annotated[
         show_default="with --samples, what the file says",
     ),
 ]
-Paths = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--path",
-        metavar="FILE",
-        help="Problems from this file, in which {task} and {split} stand for names; TASK=FILE for one of several.",
-    ),
-]
-PromptNames = Annotated[
-    list[str] | None,
-    typer.Option("--prompt", metavar="NAME", help="Which of the task's prompts; TASK=NAME for one of several tasks."),
-]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", metavar="KEY=VALUE", help="An option of all tasks; TASK.KEY=VALUE of one. Repeatable."),
-]
 
 
 def evaluate(
@@ -60,42 +69,26 @@ def evaluate(
         ),
     ] = None,
     task: Tasks = None,
-    split: Annotated[str, typer.Option(help="Which problems of the tasks.")] = "test",
-    n: Annotated[int, typer.Option("-n", min=1, help="Completions sampled for each problem.")] = 8,
+    split: Split = "test",
+    n: Samples = 8,
     k: Annotated[str | None, typer.Option(metavar="K,K", help="Which pass@k.", show_default="1 and n")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many problems a task, the first ones.")] = None,
-    path: Paths = None,
-    option: Options = None,
+    limit: Limit = None,
+    path: TaskPaths = None,
+    option: OptionsOfTasks = None,
     prompt: PromptNames = None,
-    chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="With or without a chat template.", show_default="as it is")
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 1.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens of this probability.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many likeliest tokens; 0 is off.")] = 0,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Where a completion is cut.", show_default="2048, or what the context leaves"),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same completions.")] = 0,
-    engine: Annotated[Literal["hf", "vllm", "openai"], typer.Option(help="What samples.")] = "hf",
-    engine_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="An argument of vllm.LLM, such as tensor_parallel_size=4. Repeatable."),
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="The server of --engine openai, up to and with /v1.")
-    ] = None,
-    key_env: Annotated[
-        str, typer.Option(metavar="NAME", help="The environment variable that has its key.")
-    ] = "OPENAI_API_KEY",
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests to it at a time.")] = 32,
-    request_s: Annotated[
-        float, typer.Option("--request-timeout", min=1.0, metavar="S", help="Seconds it has for one completion.")
-    ] = 600.0,
-    retries: Annotated[int, typer.Option(min=0, help="Times that a request is made again.")] = 6,
+    chat: Chat = None,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
+    engine: Engine = "hf",
+    engine_option: EngineOptions = None,
+    base_url: BaseURL = None,
+    key_env: KeyName = "OPENAI_API_KEY",
+    concurrency: Concurrency = 32,
+    request_s: RequestTimeout = 600.0,
+    retries: Retries = 6,
     samples: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Judge the completions of this file; no model is loaded."),
@@ -111,19 +104,17 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for what is measured.", show_default="runs/evaluate/MODEL-TASK"),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what that folder has, and start over.")] = False,
-    verifier: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of the tasks' own.")] = None,
+    fresh: Fresh = False,
+    verifier: Verifier = None,
     set_: VerifierOptions = None,
     workers: Workers = 2,
     timeout: Timeout = None,
     memory: Memory = LIMITS.memory_mb,
     require: Require = "seccomp",
     at_most: AtMost = "namespaces",
-    max_rows: Annotated[
-        int, typer.Option(min=1, help="Completions decoded side by side; lower it to save memory.")
-    ] = 512,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="bfloat16 is faster on a GPU.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; of --engine hf.")] = "auto",
+    max_rows: MaxRows = 512,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
 ) -> None:
     """Measure pass@k of a model on one or several tasks, or of completions that exist.
 
@@ -145,8 +136,7 @@ def evaluate(
     one = [bool(model), samples is not None, gold]
     if sum(one) != 1 and not (show_prompt and not model and samples is None):
         raise UserError("give one of MODEL, --samples FILE and --gold")
-    if (engine == "openai") != (base_url is not None):
-        raise UserError("--engine openai and --base-url URL go together")
+    refuse_half_a_server(engine, base_url)
     timeout_s, sandbox = limits(timeout, memory, require, at_most)
     with named_by_flags():
         ask.command(ask.Arguments(

@@ -122,6 +122,9 @@ def test_what_was_cut_is_known_by_its_finish_or_its_verdict(write: Write) -> Non
         ({"tokens": True}, "tokens=true: give a whole number"),
         ({"policy_version": 0.5}, "policy_version=0.5: give a whole number"),
         ({"finish_reason": "eos"}, 'finish_reason="eos": give stop or length'),
+        ({"logprob": 0.5}, "logprob=0.5: give the completion's log-probability, which is finite and not above 0"),
+        ({"logprob": -math.inf}, "logprob=-Infinity: give the completion's log-probability"),
+        ({"logprob": [-0.5]}, "logprob=[-0.5]: give the completion's log-probability"),
         ({"task": 1}, "task=1: give a string"),
     ],
 )
@@ -563,9 +566,10 @@ def test_sft_by_default_has_the_right_and_whole_completions(write: Write, tmp_pa
     cut_short = line("so it is 7", finish_reason="length")
     source = write(*SOLVED, *UNSOLVED, line(" so  7 "), cut_short)
     rows, shown = run(source, tmp_path / "new" / "sft.jsonl", to="sft")
+    rest = {"prompt": "p?\n", "problem": "p", "reward": 1.0, "finish_reason": "stop"}
     assert rows == [
-        {"prompt": "p?\n", "completion": "so 7", "problem": "p", "reward": 1.0, "source": f"{source}:1"},
-        {"prompt": "p?\n", "completion": "yes 7", "problem": "p", "reward": 1.0, "source": f"{source}:2"},
+        {**rest, "completion": "so 7", "source": f"{source}:1"},
+        {**rest, "completion": "yes 7", "source": f"{source}:2"},
     ]
     table = [text.rsplit(maxsplit=3) for text in shown.splitlines() if text and text[-1].isdigit()]
     assert [(row[0].strip(), *map(int, row[1:])) for row in table[1:]] == [
@@ -586,6 +590,7 @@ def test_pairs_and_labels(write: Write, tmp_path: Path) -> None:
         "prompt": "p?\n", "chosen": rows[0]["chosen"], "rejected": "so 8", "problem": "p",
         "chosen_reward": 1.0, "chosen_source": f"{source}:{1 + (rows[0]['chosen'] == 'yes 7')}",
         "rejected_reward": 0.0, "rejected_source": f"{source}:3",
+        "chosen_finish_reason": "stop", "rejected_finish_reason": "stop",
     }  # fmt: skip
     assert "1 problems have no pair: their rewards are all the same" in shown
     rows, _ = run(source, tmp_path / "kto.jsonl", to="kto")
@@ -607,6 +612,20 @@ def test_columns_of_origin_are_there_where_known_and_never_null(write: Write, tm
     evaluated = write(line("yes 7"), name="b.jsonl")
     rows, _ = run([sampled, evaluated], tmp_path / "sft.jsonl", to="sft")
     assert [(row["task"], row["model"], row["policy_version"]) for row in rows] == [("t", "m", 3), ("", "", -1)]
+
+
+def test_log_probabilities_are_there_where_all_have_them_and_what_was_cut_is_told(write: Write, tmp_path: Path) -> None:
+    right = line("so 7", logprob=-1.25)
+    wrong = line("so 8", 0.0, logprob=-2.5, finish_reason="length")
+    cut = line("so 9", 0.0, reason="truncated", finish_reason=None)  # and no log-probability
+    ((pair,), _) = run(write(right, wrong, name="a.jsonl"), tmp_path / "pairs.jsonl", to="pairs")
+    assert (pair["chosen_logps"], pair["chosen_finish_reason"]) == (-1.25, "stop")
+    assert (pair["rejected_logps"], pair["rejected_finish_reason"]) == (-2.5, "length")
+    rows, _ = run(write(right, wrong, name="b.jsonl"), tmp_path / "kto.jsonl", to="kto")
+    assert [(row["logps"], row["finish_reason"]) for row in rows] == [(-1.25, "stop"), (-2.5, "length")]
+    rows, _ = run(write(right, wrong, cut, name="c.jsonl"), tmp_path / "kto.jsonl", to="kto")
+    assert [row["finish_reason"] for row in rows] == ["stop", "length", "length"]
+    assert not any("logps" in row for row in rows)
 
 
 def test_the_summary_tells_all_that_decides_the_file(write: Write, tmp_path: Path) -> None:
@@ -758,7 +777,8 @@ def test_trl_prepares_the_file_as_it_is(write: Write, tmp_path: Path, to: str) -
     from grpo_math.small_model import character_tokenizer
 
     known = {"task": "arithmetic", "model": "m", "policy_version": 1}
-    source = write(*(row | known for row in SOLVED), *UNSOLVED, line("hm 4", 0.0, "q"), line("hm 5", 0.0, "q"))
+    others = [*UNSOLVED, line("hm 4", 0.0, "q"), line("hm 5", 0.0, "q")]
+    source = write(*(row | {"logprob": -2.5} for row in [*(row | known for row in SOLVED), *others]))
     rows, _ = run(source, tmp_path / f"{to}.jsonl", to=to)
     data = load_dataset("json", data_files=str(tmp_path / f"{to}.jsonl"), split="train", cache_dir=str(tmp_path / "c"))
     assert data.to_list() == rows

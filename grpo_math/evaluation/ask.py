@@ -1,26 +1,29 @@
 """From the arguments of `grpo-math evaluate` to an evaluation: tasks, what samples, where it goes.
 
-All that can be wrong with the arguments is found here, before a model is loaded. Left out: the typer command
-(cli_evaluate.py) and the evaluation itself (run.py).
+All that can be wrong with the arguments is found here, before a model is loaded. `grpo-math sample` has the same ones
+and asks in the same way (sample.py). Left out: the typer command (cli_evaluate.py) and the evaluation itself (run.py).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from grpo_math import config
 from grpo_math.arguments import parse_options, whole_numbers
-from grpo_math.evaluation.files import RESULTS, RUN, SAMPLES
+from grpo_math.evaluation.files import RESULTS, SAMPLES
 from grpo_math.evaluation.foreign import FileSampler, SampleFile, read_samples
 from grpo_math.evaluation.gold import GoldSampler
 from grpo_math.evaluation.job import Job, for_labels, label_of, make_job, names_of, one_of, options_for, task_of
 from grpo_math.evaluation.run import Wanted, evaluate
-from grpo_math.evaluation.sampler import Asked, Sampler
+from grpo_math.evaluation.sampler import Sampler
 from grpo_math.evaluation.show import table
+from grpo_math.evaluation.show_prompt import prompts_shown
+from grpo_math.evaluation.write import speeds
 from grpo_math.plan import check_model, check_task, check_writable
 from grpo_math.types import Problem, Sampling, UserError
 
@@ -74,22 +77,32 @@ def command(arguments: Arguments) -> None:
     """Evaluate as asked and print the table; or print prompts. Raises UserError, at the end where nothing of a task
     could be judged."""
     refuse_idle(arguments)
-    path = None if arguments.model is None or arguments.engine == "openai" else model_path(arguments.model)
+    path = path_of(arguments)
     file = None if arguments.samples is None else read_samples(arguments.samples)
     jobs = make_jobs(arguments, file)
     if arguments.show_prompt:
-        print(prompts_shown(jobs, arguments, path))
+        print(prompts_shown(jobs, path))
         return
     sampling = sampling_of(arguments)
     ks = ks_of(arguments, file)
-    out = arguments.out or default_out(arguments, jobs)
+    out = arguments.out or default_out(arguments, jobs, "evaluate")
     check_writable(out, "--out")
     if file is not None and (out / SAMPLES).exists() and (out / SAMPLES).samefile(file.path):
         raise UserError(f"--out {out} is the folder of --samples, which would be overwritten; give another one")
     sampler, jobs = make_sampler(arguments, path, jobs, file)
-    wanted = Wanted(
+    wanted = wanted_of(arguments, jobs, path, sampling, ks, out)
+    with closing(sampler):
+        results = evaluate(wanted, sampler)
+    print(f"{wanted.model}\n\n{table(results, speeds(out))}\n\nall of it is in {out}")
+    refuse_nothing(results, out)
+
+
+def wanted_of(
+    arguments: Arguments, jobs: Sequence[Job], path: str | None, sampling: Sampling | None, ks: Sequence[int], out: Path
+) -> Wanted:
+    return Wanted(
         jobs=jobs,
-        model=arguments.model or (f"--samples {arguments.samples}" if file else "--gold"),
+        model=arguments.model or (f"--samples {arguments.samples}" if arguments.samples else "--gold"),
         path=path,
         sampling=sampling,
         max_tokens=arguments.max_tokens,
@@ -99,11 +112,10 @@ def command(arguments: Arguments) -> None:
         out=out,
         fresh=arguments.fresh,
     )
-    try:
-        results = evaluate(wanted, sampler)
-    finally:
-        sampler.close()
-    print(f"{wanted.model}\n\n{table(results, speeds(out))}\n\nall of it is in {out}")
+
+
+def refuse_nothing(results: Mapping[str, Any], out: Path) -> None:
+    """Raises UserError where nothing of a task could be judged: no figure of it would be one of the model."""
     if nothing := [label for label, found in results["tasks"].items() if found["accuracy"] is None]:
         raise UserError(
             f"nothing of {', '.join(nothing)} could be judged; {out / SAMPLES} says why, completion by completion"
@@ -121,12 +133,11 @@ def refuse_idle(arguments: Arguments) -> None:
         raise UserError("--engine-option is for --engine vllm; leave it out")
 
 
-def speeds(out: Path) -> dict[str, Any]:
-    """Of each task, where run.json still is what was written."""
-    try:
-        return dict(json.loads((out / RUN).read_text(encoding="utf-8"))["tasks"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def path_of(arguments: Arguments) -> str | None:
+    """Where the weights are; None where none are loaded here."""
+    if arguments.model is None or arguments.engine == "openai":
+        return None
+    return model_path(arguments.model)
 
 
 def model_path(model: str) -> str:
@@ -235,9 +246,10 @@ def ks_of(arguments: Arguments, file: SampleFile | None) -> list[int]:
 
 
 def make_sampler(
-    arguments: Arguments, path: str | None, jobs: list[Job], file: SampleFile | None
+    arguments: Arguments, path: str | None, jobs: list[Job], file: SampleFile | None, tokens: bool = False
 ) -> tuple[Sampler, list[Job]]:
-    """The jobs too, since a file may have no samples of some problems."""
+    """The jobs too, since a file may have no samples of some problems. tokens: with their log-probabilities, where the
+    sampler can tell."""
     if file is not None:
         sampler = FileSampler(file, jobs, arguments.partial)
         return sampler, [with_samples(job, sampler) for job in jobs]
@@ -265,10 +277,10 @@ def make_sampler(
     if arguments.engine == "vllm":
         from grpo_math.evaluation.vllm import VLLMSampler
 
-        return VLLMSampler(path, arguments.max_rows, arguments.dtype, arguments.engine_options), jobs
+        return VLLMSampler(path, arguments.max_rows, arguments.dtype, arguments.engine_options, tokens), jobs
     from grpo_math.evaluation.hf import HFSampler
 
-    return HFSampler(path, arguments.max_rows, arguments.dtype, arguments.device), jobs
+    return HFSampler(path, arguments.max_rows, arguments.dtype, arguments.device, tokens), jobs
 
 
 def with_samples(job: Job, sampler: FileSampler) -> Job:
@@ -278,46 +290,10 @@ def with_samples(job: Job, sampler: FileSampler) -> Job:
     return replace(job, problems=problems, missing=len(job.problems) - len(problems))
 
 
-# ---- prompts
-
-
-def prompts_shown(jobs: Sequence[Job], arguments: Arguments, path: str | None) -> str:
-    """What is read of each task's first problem: with a model all of it, template and special tokens too."""
-    parts = []
-    for job in jobs:
-        asked = ask_without_model(job, path, arguments)
-        title = f"{job.label}  {job.form_name}  {asked.problem.id}"
-        if asked.token_ids is not None:
-            title += f"  {len(asked.token_ids)} tokens"
-        notes = [f"stop: {stop!r}" for stop in job.form.stop] + ([f"from {job.form.source}"] if job.form.source else [])
-        parts.append("\n".join([f"---- {title}", *notes, "----", asked.text]))
-    return "\n".join(parts)
-
-
-def ask_without_model(job: Job, path: str | None, arguments: Arguments) -> Asked:
-    problem = job.problems[0]
-    if path is not None:
-        from transformers import AutoTokenizer
-
-        from grpo_math.evaluation.hf import rendered
-
-        try:
-            return rendered(job.label, 0, problem, job.form, AutoTokenizer.from_pretrained(path))
-        except OSError as error:
-            raise UserError(f"MODEL={path}: its tokenizer could not be loaded: {error}") from error
-    if job.form.chat is False:
-        return Asked(job.label, 0, problem, job.form.plain(problem))
-    from grpo_math.prompts import messages
-
-    return Asked(
-        job.label, 0, problem, "\n".join(f"[{m['role']}]\n{m['content']}" for m in messages(job.form, problem))
-    )
-
-
-def default_out(arguments: Arguments, jobs: Sequence[Job]) -> Path:
-    """runs/evaluate/MODEL-TASK, or of a file its own name."""
+def default_out(arguments: Arguments, jobs: Sequence[Job], command: str) -> Path:
+    """runs/COMMAND/MODEL-TASK, or of a file its own name."""
     if arguments.samples is not None:
         model = f"{arguments.samples.parent.name}-{arguments.samples.name.partition('.')[0]}".strip("-")
     else:
         model = (arguments.model or "gold").strip("./").replace("/", "--")
-    return Path("runs") / "evaluate" / f"{model}-{'-'.join(job.label.replace(':', '-') for job in jobs)}"
+    return Path("runs") / command / f"{model}-{'-'.join(job.label.replace(':', '-') for job in jobs)}"

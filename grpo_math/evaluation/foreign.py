@@ -117,10 +117,13 @@ class FileSampler:
         self.file = file
         by_id = {job.label: {_key(p.id): p for p in job.problems} for job in jobs}
         unusable = {(job.label, _key(id)) for job in jobs for id, _ in job.refused}
+        # a run's completions.jsonl has what the problems call their task: reasoning_gym, not reasoning_gym:chain_sum
+        names = {job.label: {job.label, *(p.task for p in job.problems)} for job in jobs}
         self.rows: dict[tuple[str, str], list[Row]] = {}
         for row in file.rows:
-            if not any((label, _key(row.problem)) in unusable for label in by_id if row.task in (None, label)):
-                self.rows.setdefault((_label(row, by_id), _key(row.problem)), []).append(row)
+            labels = [label for label in by_id if row.task is None or row.task in names[label]]
+            if not any((label, _key(row.problem)) in unusable for label in labels):
+                self.rows.setdefault((_label(row, by_id, labels), _key(row.problem)), []).append(row)
         lacking = [p.id for job in jobs for p in job.problems if not self.has(job.label, p)]
         if lacking and not partial:
             raise UserError(
@@ -168,12 +171,13 @@ def _key(id: str) -> str:
     return id.lower()
 
 
-def _label(row: Row, by_id: Mapping[str, Mapping[str, Problem]]) -> str:
-    """Which task a row is of: the one that it names, or else the only one that has its problem."""
-    having = [label for label, problems in by_id.items() if _key(row.problem) in problems]
+def _label(row: Row, by_id: Mapping[str, Mapping[str, Problem]], labels: Sequence[str]) -> str:
+    """Which task a row is of: the one that it names, or else the only one that has its problem. labels: of the tasks
+    that it can mean."""
+    having = [label for label in labels if _key(row.problem) in by_id[label]]
     if row.task in having:
         return row.task
-    if row.task is not None and row.task not in by_id:
+    if not labels:
         raise UserError(f"{row.where}: its task is {row.task!r}, which is not {' or '.join(by_id)}; name it in --task")
     if len(having) == 1:
         return having[0]

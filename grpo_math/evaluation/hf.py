@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_math import config
 from grpo_math.backend.torch import DTYPES
-from grpo_math.evaluation.sampler import Answered, Asked, Sample, until
+from grpo_math.evaluation.sampler import Answered, Asked, Sample, until, with_tokens
 from grpo_math.forms import Form
 from grpo_math.policy import load_policy, pick_device
 from grpo_math.prompts import render
@@ -24,12 +24,12 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class HFSampler:
-    """max_rows: completions decoded side by side."""
+    """max_rows: completions decoded side by side. tokens: samples with their tokens and log-probabilities."""
 
-    def __init__(self, model: str, max_rows: int, dtype: Dtype, device: str) -> None:
+    def __init__(self, model: str, max_rows: int, dtype: Dtype, device: str, tokens: bool = False) -> None:
         self.policy = load_policy(config.Model(path=model), pick_device(device))
         self.engine = HFEngine(self.policy, max_rows, DTYPES[dtype])
-        self.max_rows, self.dtype = max_rows, dtype
+        self.max_rows, self.dtype, self.tokens = max_rows, dtype, tokens
         self.context: int | None = self.policy.context
 
     def ask(self, task: str, number: int, problem: Problem, form: Form) -> Asked:
@@ -43,7 +43,7 @@ class HFSampler:
             stop = block[0].stop
             groups = self.engine.generate([prompt_of(a) for a in block], replace(sampling, stop=stop))
             yield [
-                (a.number, [sample_of(c, stop, self.policy.tokenizer) for c in group])
+                (a.number, [sample_of(c, stop, self.policy.tokenizer, self.tokens) for c in group])
                 for a, group in zip(block, groups, strict=True)
             ]
 
@@ -72,7 +72,15 @@ def prompt_of(asked: Asked) -> Prompt:
     return Prompt(asked.problem, asked.token_ids, asked.text)
 
 
-def sample_of(completion: Completion, stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Sample:
+def sample_of(
+    completion: Completion, stop: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: bool = False
+) -> Sample:
+    """tokens: with them and their log-probabilities."""
+    sample = _ended(completion, stop, tokenizer)
+    return with_tokens(sample, completion) if tokens else sample
+
+
+def _ended(completion: Completion, stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Sample:
     """Its tokens are counted up to the one that completes a stop string, wherever the sampler stopped."""
     before = until(completion.text, stop)
     if before is None:

@@ -46,9 +46,7 @@ def make_job(label: str, task: config.Task, verifier: str | None, options: Mappi
     form_name, form = form_of(task, module)
     source = load_problems(task, getattr(find_verifier(reward.verifier), "check", None))
     if source.problems is None:
-        raise UserError(
-            f"task {label}, split {task.split!r}, has no end; say how many problems to evaluate with --limit"
-        )
+        raise UserError(f"task {label}, split {task.split!r}, has no end; say how many problems of it with --limit")
     refused = tuple((problem.id, complaint) for problem, complaint in source.refused)
     return Job(label, task, module, form_name, form, reward, tuple(source.problems), refused)
 

@@ -10,14 +10,15 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Mapping
-from dataclasses import asdict
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from grpo_math.config_file import flat
 from grpo_math.evaluation.sampler import Answered, Sample
-from grpo_math.types import UserError, Verdict
+from grpo_math.types import FinishReason, UserError, Verdict
 
 NAME = "journal.jsonl"
 
@@ -111,7 +112,7 @@ class Journal:
         if "request" in line:
             refuse_other(line["request"], request, self.path.parent)
         elif "sampled" in line:
-            block = [(i, [Sample(*row) for row in rows]) for i, rows in line["sampled"]]
+            block = [(i, [_sample(*row) for row in rows]) for i, rows in line["sampled"]]
             self._take_samples(line["task"], block, line["seconds"])
         else:
             verdicts = {i: [_verdict(row) for row in rows] for i, rows in line["judged"]}
@@ -125,7 +126,25 @@ class Journal:
 
 
 def _row(sample: Sample) -> tuple[Any, ...]:
-    return sample.text, sample.tokens, sample.finish_reason, sample.failed
+    said = sample.text, sample.tokens, sample.finish_reason, sample.failed
+    if sample.token_ids is None or sample.logprobs is None:
+        return said
+    return *said, sample.token_ids.tolist(), sample.logprobs.tolist()
+
+
+def _sample(
+    text: str,
+    tokens: int | None,
+    finish_reason: FinishReason,
+    failed: str | None,
+    token_ids: Sequence[int] | None = None,
+    logprobs: Sequence[float] | None = None,
+) -> Sample:
+    """Of a row of `_row`."""
+    sample = Sample(text, tokens, finish_reason, failed)
+    if token_ids is None or logprobs is None:
+        return sample
+    return replace(sample, token_ids=array("i", token_ids), logprobs=array("d", logprobs))
 
 
 def _verdict(row: dict[str, Any]) -> Verdict:
@@ -150,6 +169,6 @@ def refuse_other(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) 
     ]
     if differing:
         raise UserError(
-            f"--out {folder} holds another evaluation, which differs in\n" + "\n".join(differing) + "\n"
+            f"--out {folder} holds the results of another command, which differs in\n" + "\n".join(differing) + "\n"
             "give another --out, or --fresh to discard what is there"
         )

@@ -22,8 +22,8 @@ DIGITS = 6  # of what is written: fewer than processors agree on, more than resa
 # what may differ between two runs without a word: the model itself, and what is compared problem by problem
 UNSAID = frozenset(
     {
-        *("k", "model.name", "model.model", "model.files_sha256", "model.file_sha256", "model.base_url"),
-        *("model.server", "model.context", "model.max_rows"),
+        *("k", "model.name", "model.model", "model.policy_version", "model.files_sha256", "model.file_sha256"),
+        *("model.base_url", "model.server", "model.context", "model.max_rows"),
         *("task", "path", "limit", "exclude", "problems", "problems_sha256", "prompts_sha256"),
         *("refused_answers", "prompts_too_long", "sampling.n", "sampling.seed"),
     }

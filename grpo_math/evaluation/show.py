@@ -70,8 +70,9 @@ class Progress:
         return "  ".join(parts)
 
 
-# label, key, and how it is shown
-ROWS = (
+Row = tuple[str, str, str]  # label, key, and how it is shown
+
+ROWS: tuple[Row, ...] = (
     ("mean accuracy", "accuracy", "{:.3f}"),
     ("majority", "majority", "{:.3f}"),
     ("with an answer", "format_rate", "{:.3f}"),
@@ -91,11 +92,17 @@ APART = (
 )
 
 
-def table(results: Mapping[str, Any], speeds: Mapping[str, Mapping[str, Any]], width: int | None = None) -> str:
-    """A column for each task, as many side by side as `width` takes (the terminal's, where None)."""
+def table(
+    results: Mapping[str, Any],
+    speeds: Mapping[str, Mapping[str, Any]],
+    width: int | None = None,
+    rows: Sequence[Row] = ROWS,
+) -> str:
+    """A column for each task, as many side by side as `width` takes (the terminal's, where None). rows: those below
+    pass@k."""
     width = width or shutil.get_terminal_size((120, 24)).columns
     tasks: dict[str, Mapping[str, Any]] = results["tasks"]
-    columns = {label: _cells(figures, speeds.get(label, {})) for label, figures in tasks.items()}
+    columns = {label: _cells(figures, speeds.get(label, {}), rows) for label, figures in tasks.items()}
     names = list(dict.fromkeys(name for cells in columns.values() for name in cells))
     side = max(map(len, names))
     blocks: list[list[str]] = []
@@ -110,14 +117,14 @@ def table(results: Mapping[str, Any], speeds: Mapping[str, Mapping[str, Any]], w
     return "\n\n".join(_block(labels, columns, names) for labels in blocks)
 
 
-def _cells(figures: Mapping[str, Any], speed: Mapping[str, Any]) -> dict[str, str]:
+def _cells(figures: Mapping[str, Any], speed: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
     cells = {}
     for key in figures:
         if key.startswith("pass@") and f"{key}_interval" in figures:
             cells[key] = _estimate(figures[key], figures[f"{key}_interval"])
             if left := figures.get(f"{key}_left_out"):
                 cells[f"{key} left out"] = f"{left:,} problems"
-    for name, key, form in ROWS:
+    for name, key, form in rows:
         cells[name] = "-" if figures[key] is None else form.format(figures[key])
     for name, key in APART:
         if figures.get(key):

@@ -24,13 +24,19 @@ from grpo_math.rollout.vllm_local import ENVIRONMENT, check_head_size, free_memo
 from grpo_math.rollout.vllm_process import quiet_start, unchanged_process, unchanged_random_state
 from grpo_math.types import Problem, Sampling, UserError
 
+# the log-probabilities that vLLM reports: under what the token was drawn from, temperature, top_k and top_p included
+AS_DRAWN = {"logprobs_mode": "processed_logprobs"}
+
 
 class VLLMSampler:
-    """options: further arguments of vllm.LLM, such as tensor_parallel_size=4. Completions are given out problem by
-    problem, as they end: a long one does not hold up the others."""
+    """options: further arguments of vllm.LLM, such as tensor_parallel_size=4. tokens: samples with their tokens and
+    log-probabilities. Completions are given out problem by problem, as they end: a long one does not hold up the
+    others."""
 
-    def __init__(self, model: str, max_rows: int, dtype: Dtype, options: Mapping[str, Any]) -> None:
-        self.options, self.dtype, self.max_rows = dict(options), dtype, max_rows
+    def __init__(
+        self, model: str, max_rows: int, dtype: Dtype, options: Mapping[str, Any], tokens: bool = False
+    ) -> None:
+        self.options, self.dtype, self.max_rows, self.tokens = dict(options), dtype, max_rows, tokens
         self._scratch = tempfile.TemporaryDirectory(prefix="grpo-math-vllm-")  # for an adapter merged into its base
         path, self.tokenizer, self.eos_ids, settings = self._files(model)
         self.revision = getattr(settings, "_commit_hash", None)  # of a Hub id
@@ -47,6 +53,7 @@ class VLLMSampler:
                 "dtype": dtype,
                 "generation_config": "vllm",  # none of the model's own sampling defaults
                 "use_tqdm_on_load": False,
+                **(AS_DRAWN if tokens else {}),
             }
             if taken := sorted(fixed.keys() & options.keys()):
                 raise UserError(f"--engine-option {taken[0]}: that is decided by other options; leave it out")
@@ -80,7 +87,7 @@ class VLLMSampler:
                 block = []
                 for output, group in zip(ended, completions(answers, sampling, self.tokenizer, 0), strict=True):
                     a = waiting.pop(output.request_id)
-                    block.append((a.number, [sample_of(completion, a.stop, self.tokenizer) for completion in group]))
+                    block.append((a.number, [sample_of(c, a.stop, self.tokenizer, self.tokens) for c in group]))
                 yield block
         finally:
             engine.abort_request(list(waiting))  # of an interruption, or they would come with the next answers

@@ -18,8 +18,10 @@ NEAR = 1e-6
 class Candidate:
     """A line of the input, without what no rule needs. Equal to itself alone, so that a set of them is cheap.
 
-    reward: None where the verdict is undecided. tokens: None where the file does not say. task, model: "" where the
-    file does not say. file, line: where it stands.
+    reward: None where the verdict is undecided. tokens, policy_version: None where the file does not say. task, model,
+    finish_reason: "" where it does not say. truncated: cut at its token limit, and so without an end-of-sequence token.
+    logprob: of the whole completion, in nats, under what sampled it; None where the file does not say. file, line:
+    where it stands.
     """
 
     file: str
@@ -35,6 +37,8 @@ class Candidate:
     truncated: bool = False
     model: str = ""
     policy_version: int | None = None
+    finish_reason: str = ""
+    logprob: float | None = None
 
     @property
     def source(self) -> str:

@@ -29,10 +29,34 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Filtered:
+    """What the rules made of the samples of `inputs`. settings: with the defaults filled in."""
+
+    settings: Settings
+    inputs: list[Input]
+    counts: list[Count]
+    result: Result
+
+    @property
+    def made(self) -> str:
+        return ", ".join(f"{count:,} {name}" for name, count in self.result.made.items())
+
+
 def filter_command(paths: Sequence[Path], settings: Settings, out: Path) -> str:
     """Write `out` and its summary; what to show. Raises UserError, also where nothing is left."""
     s = settings.resolved()
     refuse_out(out, paths)
+    found = filtered(paths, s)
+    lines, sha256 = write_rows(out, found.result.rows)
+    summary = write_summary(out, summary_of(found, out, lines, sha256))
+    made = f"{found.made} -> {out} ({summary.name} beside it)"
+    return "\n".join([table(found.counts), "", made, *found.result.notes])
+
+
+def filtered(paths: Sequence[Path], settings: Settings) -> Filtered:
+    """Read the samples and apply the rules; nothing is written. Raises UserError, also where nothing is left."""
+    s = settings.resolved()
     candidates, inputs = read_candidates(paths)
     read = Count("read", 0, len(candidates), len(by_problem(candidates)))
     pool, counts = apply([UNDECIDED], candidates)
@@ -45,10 +69,7 @@ def filter_command(paths: Sequence[Path], settings: Settings, out: Path) -> str:
         raise UserError(emptied(counts, pool) + "\n" + table(counts))
     result = TARGETS[s.to](kept, s, good_reward(s, pool))
     result.notes = [*several_prompts(candidates), *idle_quantile(s, pool), *result.notes]
-    lines, sha256 = write_rows(out, result.rows)
-    summary = write_summary(out, summary_of(s, inputs, counts, result, out, lines, sha256))
-    made = ", ".join(f"{count:,} {name}" for name, count in result.made.items())
-    return "\n".join([table(counts), "", f"{made} -> {out} ({summary.name} beside it)", *result.notes])
+    return Filtered(s, inputs, counts, result)
 
 
 def sft(kept: Sequence[Candidate], s: Settings, good: float | None) -> Result:
@@ -159,16 +180,14 @@ def table(counts: Sequence[Count]) -> str:
     )
 
 
-def summary_of(
-    s: Settings, inputs: Sequence[Input], counts: Sequence[Count], result: Result, out: Path, lines: int, sha256: str
-) -> dict[str, Any]:
+def summary_of(found: Filtered, out: Path, lines: int, sha256: str) -> dict[str, Any]:
     """All that decides the file, and what became of it; nothing that changes from one time to the next."""
     return {
         "grpo_math": __version__,
-        "settings": {name: value for name, value in asdict(s).items() if value is not None},
-        "inputs": [asdict(each) for each in inputs],
-        "rules": [asdict(count) for count in counts],
-        "made": result.made,
-        "notes": result.notes,
+        "settings": {name: value for name, value in asdict(found.settings).items() if value is not None},
+        "inputs": [asdict(each) for each in found.inputs],
+        "rules": [asdict(count) for count in found.counts],
+        "made": found.result.made,
+        "notes": found.result.notes,
         "output": {"path": str(out), "lines": lines, "sha256": sha256},
     }

@@ -1,4 +1,4 @@
-"""Files of samples -> candidates: evaluation's samples.jsonl, a run's completions.jsonl, and those of `sample`.
+"""Files of samples -> candidates: samples.jsonl of `sample` and of `evaluate`, a run's completions.jsonl.
 
 Only what the rules need is kept, and each prompt once, so that a million lines fit into a few gigabytes.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_math.filtering.candidate import Candidate
+from grpo_math.filtering.candidate import NEAR, Candidate
 from grpo_math.find import nearest
 from grpo_math.rows import read_rows
 from grpo_math.types import UserError
@@ -74,10 +74,8 @@ def _candidate(file: str, line: int, row: Mapping[str, Any], prompts: dict[str, 
                 + (f"did you mean to name {near!r} {name!r}?" if near else f"a sample has {', '.join(NEEDED)}")
             )
     prompt = _text(where, row, "prompt")
-    finish = row.get("finish_reason")
-    if finish is not None and finish not in FINISHES:
-        raise UserError(f"{where}: finish_reason={_shown(finish)}: give stop or length, or leave it out")
     reason = _text(where, row, "reason")
+    finish = _finish(where, row)
     return Candidate(
         file=file,
         line=line,
@@ -92,6 +90,8 @@ def _candidate(file: str, line: int, row: Mapping[str, Any], prompts: dict[str, 
         truncated=finish == "length" or reason == "truncated",
         model=sys.intern(_text(where, row, "model") if row.get("model") is not None else ""),
         policy_version=_whole(where, row, "policy_version"),
+        finish_reason=finish,
+        logprob=_logprob(where, row),
     )
 
 
@@ -114,6 +114,28 @@ def _reward(where: str, value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{where}: reward={_shown(value)}: give a finite number, or null where nobody could decide")
+    return float(value)
+
+
+def _finish(where: str, row: Mapping[str, Any]) -> str:
+    """stop, length, or "" where the line does not say."""
+    finish = row.get("finish_reason")
+    if finish is None:
+        return ""
+    if finish not in FINISHES:
+        raise UserError(f"{where}: finish_reason={_shown(finish)}: give stop or length, or leave it out")
+    return sys.intern(finish)
+
+
+def _logprob(where: str, row: Mapping[str, Any]) -> float | None:
+    value = row.get("logprob")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value <= NEAR:
+        raise UserError(
+            f"{where}: logprob={_shown(value)}: give the completion's log-probability, which is finite and not above "
+            "0, or leave it out"
+        )
     return float(value)
 
 

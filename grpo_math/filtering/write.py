@@ -1,7 +1,8 @@
 """Candidates and pairs -> lines as TRL's trainers and `datasets` take them, and a file that is whole or not there.
 
 prompt + completion, prompt + chosen + rejected, or prompt + completion + label, all plain text; and where each came
-from, in columns that no trainer of TRL reads.
+from, in columns that no trainer of TRL reads. finish_reason tells ours which completions have no end-of-sequence token,
+and logps what the sampler thought of them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,22 @@ from grpo_math.types import UserError
 
 Row = dict[str, Any]
 
-# What is written where a sample does not say. Not null: `datasets` takes the type of a column from its first lines, and
-# refuses a file whose first nulls turn into strings later on.
-UNKNOWN: dict[str, Any] = {"model": "", "policy_version": -1}
+# Of where a completion came from, what is written where its sample does not say, if those of others do. Not null:
+# `datasets` takes the type of a column from its first lines, and refuses a file whose first nulls turn into strings.
+UNKNOWN: dict[str, Any] = {"model": "", "policy_version": -1, "finish_reason": ""}
 
 
-def known_columns(candidates: Iterable[Candidate]) -> list[str]:
-    """Those of task, model and policy_version that at least one of them has; the others are left out of the file."""
-    columns: dict[str, None] = {}
-    for c in candidates:
-        columns |= {name: None for name, there in _optional(c).items() if there}
-        if len(columns) == 3:
-            break
-    return [name for name in ("task", "model", "policy_version") if name in columns]
-
-
-def _optional(c: Candidate) -> dict[str, bool]:
-    return {"task": bool(c.task), "model": bool(c.model), "policy_version": c.policy_version is not None}
+def known_columns(candidates: Sequence[Candidate]) -> list[str]:
+    """Those of task, model, policy_version and finish_reason that at least one of them has, and logps where all have
+    it: a number that stands for none would be taken for a log-probability."""
+    there: dict[str, Callable[[Candidate], bool]] = {
+        "task": lambda c: bool(c.task),
+        "model": lambda c: bool(c.model),
+        "policy_version": lambda c: c.policy_version is not None,
+        "finish_reason": lambda c: bool(_finish(c)),
+    }
+    some = [name for name, known in there.items() if any(map(known, candidates))]
+    return [*some, "logps"] if all(c.logprob is not None for c in candidates) else some
 
 
 def sft_rows(candidates: Sequence[Candidate]) -> Iterator[Row]:
@@ -71,7 +71,7 @@ def spread(groups: Sequence[Sequence[Candidate]]) -> list[Candidate]:
 
 def pair_rows(pairs: Sequence[tuple[Candidate, Candidate]]) -> Iterator[Row]:
     """prompt, chosen, rejected."""
-    columns = known_columns(c for pair in pairs for c in pair)
+    columns = known_columns([c for pair in pairs for c in pair])
     for chosen, rejected in pairs:
         yield {
             "prompt": chosen.prompt,
@@ -88,12 +88,18 @@ def _asked(c: Candidate, columns: Sequence[str]) -> Row:
 
 
 def _origin(c: Candidate, columns: Sequence[str]) -> Row:
-    row: Row = {"reward": c.score, "source": c.source}
-    for name, unknown in UNKNOWN.items():
-        if name in columns:
-            value = getattr(c, name)
-            row[name] = unknown if value is None else value
-    return row
+    known = {"model": c.model, "policy_version": c.policy_version, "finish_reason": _finish(c)}
+    return {
+        "reward": c.score,
+        "source": c.source,
+        **{name: UNKNOWN[name] if value is None else value for name, value in known.items() if name in columns},
+        **({"logps": c.logprob} if "logps" in columns else {}),
+    }
+
+
+def _finish(c: Candidate) -> str:
+    """`length` also where only the verdict says so."""
+    return "length" if c.truncated else c.finish_reason
 
 
 def refuse_out(out: Path, inputs: Sequence[Path]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from grpo_math import config
+from grpo_math.evaluation.sampler import summed
 from grpo_math.rewards import has_signal
 from grpo_math.types import Group, Reason, Scored
 
@@ -23,7 +24,11 @@ def completion_records(
     rewards: Tensor | None,
     advantages: Tensor | None,
 ) -> list[dict[str, Any]]:
-    """Every completion that was sampled. rewards and advantages: (P, G) of `groups`, which were trained on."""
+    """Every completion that was sampled. rewards and advantages: (P, G) of `groups`, which were trained on.
+
+    The names are those of `grpo-math sample` wherever both know the fact, so that `grpo-math filter` takes either file.
+    What is the same for the whole run (model, sampling) is in its config.yaml, and token_ids and logprobs are left out:
+    they would make the log of a long run several times as large, and no step needs them again."""
     records = []
     for p, group in enumerate([*groups, *filtered]):
         trained = p < len(groups) and rewards is not None and advantages is not None
@@ -32,7 +37,9 @@ def completion_records(
             records.append(
                 {
                     "step": step,
+                    "task": group.prompt.problem.task,
                     "problem": group.prompt.problem.id,
+                    "sample": g,
                     "prompt": group.prompt.text,
                     "completion": completion.text,
                     "tokens": len(completion.token_ids),
@@ -42,10 +49,12 @@ def completion_records(
                     "reason": score.verdict.reason,
                     "detail": score.verdict.detail,
                     "reward": float(rewards[p, g]) if used and rewards is not None else score.reward,
+                    "verifier": next(iter(score.parts), None),  # the first one's is the verdict
                     "parts": {name: verdict.reward for name, verdict in score.parts.items()},
                     "advantage": float(advantages[p, g]) if used and advantages is not None else None,
                     "filtered": p >= len(groups),
                     "policy_version": completion.policy_version,
+                    "logprob": summed(completion.logprobs),
                 }
             )
     return records
