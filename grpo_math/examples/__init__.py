@@ -1,0 +1,4 @@
+"""Examples to learn from, out of files: raw.py, chat.py, columns.py, read.py (text); example.py, tokens.py, stream.py.
+
+Left out: how samples become examples (filtering/), and the training itself (recipes/).
+"""
