@@ -150,13 +150,17 @@ class DeepSpeed(Section):
 class Backend(Section):
     """What trains. dtype bfloat16 is autocast over float32 weights (torch), or weights in bfloat16 beside a float32
     master copy (deepspeed). logprob_chunk: tokens whose logits are in memory at a time, which takes 12 bytes for each
-    and for every entry of the vocabulary."""
+    and for every entry of the vocabulary. packing: the rows of a micro-batch lie end to end, without padding, and
+    micro_batch_tokens counts true tokens. It pays where lengths differ and a micro-batch holds many rows. With sdpa
+    (models without sliding windows) and flash_attention_2 a row costs what it costs alone; with eager, or windows under
+    sdpa, a mask over the whole micro-batch costs more than padding does."""
 
     name: Literal["torch", "deepspeed"] = "torch"
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     logprob_chunk: Count = 256
+    packing: bool = False
     deepspeed: DeepSpeed = DeepSpeed()
 
 

@@ -23,6 +23,7 @@ from grpo_math import config
 from grpo_math.batch import Batch
 from grpo_math.logprobs import token_logprobs
 from grpo_math.lora import ADAPTER_CONFIG, add_lora
+from grpo_math.packing import Layout, packed_layout, padded
 from grpo_math.plan import TOKENIZER_FILES
 from grpo_math.types import UserError
 
@@ -36,13 +37,23 @@ hf_logging.disable_progress_bar()  # ours is the run's; a bar per checkpoint wou
 
 @dataclass(frozen=True)
 class Policy:
-    """A model, its tokenizer, and how its head turns hidden states into logits."""
+    """A model, its tokenizer, and how its head turns hidden states into logits. layout: how the rows of a batch lie
+    before the model, padded or packed."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     logit_scale: float
     logit_softcap: float | None
     lora: config.LoRA = NO_LORA
+    layout: Layout = padded
+
+    def with_packing(self, packing: bool) -> Policy:
+        """The same model, reading rows packed or padded. Whoever packs calls packing_checks.check_packing."""
+        return replace(self, layout=packed_layout(self.model) if packing else padded)
+
+    @property
+    def packing(self) -> bool:
+        return self.layout is not padded
 
     @property
     def device(self) -> torch.device:
@@ -76,13 +87,12 @@ class Policy:
     ) -> tuple[Tensor, Tensor | None]:
         """log p(token | tokens before it) at `temperature` where batch.loss_mask is set, 0 elsewhere; (B, T), nats.
 
-        The second value is the entropy of the same distributions, or None. Padding is on the right, where causal
-        attention never looks, so no attention mask is needed and neither its side nor its amount matters."""
-        device = batch.token_ids.device
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            # the prompt's last token predicts the completion's first: positions are those before the trained tokens
-            hidden = self.model.base_model(input_ids=batch.token_ids, use_cache=False).last_hidden_state
-            before = batch.loss_mask[:, 1:]
+        The second value is the entropy of the same distributions, or None. How much padding there is, or none, changes
+        nothing but rounding."""
+        # the prompt's last token predicts the completion's first: states are those before the trained tokens
+        read, before = self.layout(batch)
+        with torch.autocast(batch.token_ids.device.type, dtype=autocast, enabled=autocast is not None):
+            hidden = self.model.base_model(**read, use_cache=False).last_hidden_state
             head = self.model.get_output_embeddings()
         if autocast is not None:
             hidden = hidden.to(autocast)  # the model's own head, which the sampler uses, rounds to this too
@@ -92,7 +102,7 @@ class Policy:
                 states,
                 head.weight,
                 getattr(head, "bias", None),
-                batch.token_ids[:, 1:][before],
+                batch.token_ids[batch.loss_mask],
                 scale=self.logit_scale / temperature,
                 softcap=self.logit_softcap,
                 chunk=chunk,
@@ -101,7 +111,7 @@ class Policy:
             return (logprobs, entropy) if with_entropy else (logprobs,)
 
         with _forward_of(head, chosen_logprobs):
-            chosen, *entropies = head(hidden[:, :-1][before])
+            chosen, *entropies = head(hidden[before])
         return _scatter(batch.loss_mask, chosen), _scatter(batch.loss_mask, entropies[0]) if with_entropy else None
 
     @torch.no_grad()
@@ -110,7 +120,7 @@ class Policy:
     ) -> Tensor:
         """`logprobs` of a batch of any size on the CPU, a micro-batch at a time, without gradients."""
         out = torch.zeros(batch.loss_mask.shape)
-        for rows in batch.micro_batches(token_budget):
+        for rows in batch.micro_batches(token_budget, self.packing):
             values, _ = self.logprobs(batch.rows(rows).to(self.device), temperature, chunk, autocast)
             out[rows, : values.shape[1]] = values.cpu()
         return out
