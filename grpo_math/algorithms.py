@@ -6,7 +6,9 @@ same run. Left out: the equations, which are in advantages.py, losses.py, kl.py 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
+
+from grpo_math.config_preference import PreferenceName
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     # group-normalised advantage, each completion weighs the same
@@ -50,6 +52,32 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     # The best completion of a group gets the margin over the second best, the others nothing
     "pass_at_k": {"advantage": "pass_at_k", "loss": {"name": "grpo"}},
 }
+
+# Losses are presets under their own names; beside them, ways to come by pairs and references
+PREFERENCES: dict[str, dict[str, Any]] = {
+    # dpo is what is left where nothing is said, so that `loss: {mix: ...}` has nothing to contradict
+    **{name: {"loss": {"name": name}} if name != "dpo" else {} for name in get_args(PreferenceName)},
+    "mpo": {"loss": {"mix": {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}}},
+    # fresh pairs of the policy's own completions at each step, or for many steps at once
+    "online_dpo": {"online": {"every": 1}},
+    "online_ipo": {"loss": {"name": "ipo"}, "online": {"every": 1}},
+    "iterative_dpo": {"online": {"every": 20}, "reference": "round"},
+    # the reference is whoever sampled the pairs
+    "bpo": {"online": {"every": 1}, "reference": "behaviour"},
+    # the data in stages; what one ends with is the next one's reference
+    "sdpo": {"stages": 3, "reference": "precomputed"},
+}
+
+REST: dict[str, dict[str, Any]] = {
+    # on from the policy that there is, with a threshold that rises
+    "rest": {"start": "policy"},
+    # from the base model each round, few solutions of a problem, right or wrong and nothing between
+    "rest_em": {"start": "base", "per_problem": 10, "thresholds": [1.0]},
+    # imitate the best completion of each problem, once (rejection sampling of Llama 2)
+    "best_of_n": {"rounds": 1, "best_only": True, "per_problem": 1, "thresholds": [1.0]},
+}
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {"grpo": ALGORITHMS, "preference": PREFERENCES, "rest": REST}
 
 PAPERS: dict[str, str] = {
     "grpo": "Shao et al. 2024, arXiv:2402.03300",

@@ -28,7 +28,8 @@ class Batch:
     loss_mask: bool, the completion tokens that are trained. weights: float32, 0 where loss_mask is.
     advantages, sampler_logprobs: float32. old_logprobs: the trainer's own before the step's first update; None while
     they would equal the current ones. ref_logprobs: None where no reference is in the loss. copies: (B,) how many equal
-    completions a row stands for, None where each stands for itself."""
+    completions a row stands for, None where each stands for itself. units: (B,) int64, of rows that are computed
+    together, such as a pair's two, each the number of their unit; None where each row is one by itself."""
 
     token_ids: Tensor
     lengths: Tensor
@@ -39,6 +40,7 @@ class Batch:
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     copies: Tensor | None = None
+    units: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -60,18 +62,31 @@ class Batch:
     def scale_weights(self, factor: float) -> Batch:
         return replace(self, weights=self.weights * factor)
 
-    def micro_batches(self, token_budget: int) -> list[list[int]]:
-        """Row numbers in groups of similar length whose padded size is at most token_budget (or a single row)."""
-        order = torch.argsort(self.lengths, descending=True, stable=True).tolist()
+    def micro_batches(self, token_budget: int, packing: bool = False) -> list[list[int]]:
+        """Row numbers in groups of similar length of at most token_budget `size` each (or a single unit)."""
+        lengths = self.lengths.tolist()
+        units = self.in_units(range(len(self)))
         groups: list[list[int]] = []
-        width = 0
-        for row in order:
-            if groups and (len(groups[-1]) + 1) * width <= token_budget:
-                groups[-1].append(row)
+        for unit in sorted(units, key=lambda unit: max(lengths[row] for row in unit), reverse=True):
+            if groups and _size([lengths[row] for row in groups[-1] + unit], packing) <= token_budget:
+                groups[-1] += unit
             else:
-                groups.append([row])
-                width = int(self.lengths[row])
+                groups.append(list(unit))
         return groups
+
+    def size(self, rows: Sequence[int], packing: bool = False) -> int:
+        """Tokens that a forward pass of these rows computes: each padded to the longest, or packed without padding."""
+        return _size(self.lengths[rows].tolist(), packing)
+
+    def in_units(self, rows: Iterable[int]) -> list[list[int]]:
+        """These rows, those of one unit together and in their order."""
+        if self.units is None:
+            return [[row] for row in rows]
+        numbers = self.units.tolist()
+        units: dict[int, list[int]] = {}
+        for row in rows:
+            units.setdefault(numbers[row], []).append(row)
+        return list(units.values())
 
     def merge_copies(self) -> Batch:
         """One row for siblings that say the same and have the same advantage, with the sum of their weights.
@@ -92,6 +107,10 @@ class Batch:
             return None if value is None else f(value)
 
         return Batch(**{item.name: on(getattr(self, item.name)) for item in fields(self)})
+
+
+def _size(lengths: Sequence[int], packing: bool) -> int:
+    return sum(lengths) if packing else len(lengths) * max(lengths)
 
 
 def make_batch(

@@ -16,13 +16,13 @@ import yaml
 from pydantic import ValidationError
 
 from grpo_math import config
-from grpo_math.algorithms import ALGORITHMS
+from grpo_math.algorithms import PRESETS
 from grpo_math.config_errors import Key, Source, explain, is_list, section_in, show, unknown_name
 from grpo_math.find import nearest
 from grpo_math.types import UserError
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> config.GRPO | config.SFT:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> config.Common:
     """The configuration of a file, with `key.sub=value` overrides. Raises UserError with a line for each mistake."""
     path = Path(path)
     tree, lines = _parse(_read(path), path)
@@ -45,11 +45,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> config.GRPO 
 
     wrong: list[str] = []
     if "algorithm" in recipe.model_fields:
-        algorithm = tree.get("algorithm", recipe.model_fields["algorithm"].default)
-        if isinstance(algorithm, str) and algorithm in ALGORITHMS:
-            tree = _merge(_expand(recipe, ALGORITHMS[algorithm]), tree)
+        algorithm, presets = tree.get("algorithm", recipe.model_fields["algorithm"].default), PRESETS[name]
+        if isinstance(algorithm, str) and algorithm in presets:
+            tree = _merge(_expand(recipe, presets[algorithm]), tree)
         else:
-            wrong.append(f"{source.at(('algorithm',), algorithm)}: {unknown_name('algorithm', algorithm, ALGORITHMS)}")
+            wrong.append(f"{source.at(('algorithm',), algorithm)}: {unknown_name('algorithm', algorithm, presets)}")
             tree = {key: value for key, value in tree.items() if key != "algorithm"}
     try:
         cfg = recipe.model_validate(tree)
@@ -58,7 +58,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> config.GRPO 
         raise UserError("\n".join(wrong + explain(error, recipe, source))) from None
     if wrong:
         raise UserError("\n".join(wrong))
-    assert isinstance(cfg, config.GRPO | config.SFT)
     return cfg
 
 

@@ -161,6 +161,13 @@ LOSSES: dict[str, tuple[str, str, str]] = {
 }
 
 
+def negative_log_likelihood(
+    logprobs: Tensor, entropy: Tensor | None, batch: LossInputs
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-sum_t w_t log p_t: imitation. With token_mean as weights, the mean over the tokens of the update."""
+    return -(logprobs * batch.weights).sum(), {}
+
+
 def resolve(loss: config.Loss) -> tuple[str, str, str]:
     """The names of ratio, surrogate and reduction: those of the row `loss.name`, each overridden where it is given."""
     ratio, surrogate, reduction = LOSSES[loss.name]

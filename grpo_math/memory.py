@@ -38,11 +38,15 @@ def total(parts: list[Part], on_cpu: bool = False) -> int:
 
 def row_tokens(cfg: config.Common, size: ModelSize | None) -> int:
     """Prompt and completion together, at most."""
-    wanted = PROMPT_TOKENS + cfg.sampling.max_tokens
+    data = cfg.data if isinstance(cfg, config.SFT | config.Preference) else None
+    wanted = data.max_length if data and data.max_length else PROMPT_TOKENS + cfg.sampling.max_tokens
     return min(wanted, size.context) if size and size.context else wanted
 
 
 def group_size(cfg: config.Common) -> int:
+    """Completions that an update learns from for each of prompts_per_step: a group, a pair, or one."""
+    if isinstance(cfg, config.Preference):
+        return 1 if cfg.losses.intersection(config.UNPAIRED) else 2
     return cfg.group_size if isinstance(cfg, config.GRPO) else 1
 
 
@@ -105,10 +109,17 @@ def _states(cfg: config.Common, parameters: int, shape: Shape | None, ranks: int
         parts = [Part("Adam states", 8 * trained // of, f"{letter} x 2 x 4 bytes{by}")]
     else:
         parts = [Part("master copy, Adam", 12 * trained // of, f"{letter} x (4 + 2 x 4) bytes{by}", on_cpu)]
-    if isinstance(cfg, config.GRPO) and cfg.kl.coefficient and not cfg.model.lora.rank:
+    if (why := _reference(cfg)) and not cfg.model.lora.rank:
         of, by = (ranks, f" / {ranks} ranks") if stage == 3 and ranks > 1 else (1, "")
-        parts.append(Part("reference", w * parameters // of, f"P x {w} bytes{by} (kl.coefficient is not 0)"))
+        parts.append(Part("reference", w * parameters // of, f"P x {w} bytes{by} ({why})"))
     return parts
+
+
+def _reference(cfg: config.Common) -> str:
+    """Why a second model is held; "" where none is."""
+    if isinstance(cfg, config.GRPO) and cfg.kl.coefficient:
+        return "kl.coefficient is not 0"
+    return "reference=fixed" if isinstance(cfg, config.Preference) and cfg.chosen_reference == "fixed" else ""
 
 
 def in_update(cfg: config.Common, parameters: int, shape: Shape | None, row: int, ranks: int = 1) -> list[Part]:
@@ -126,7 +137,9 @@ def in_update(cfg: config.Common, parameters: int, shape: Shape | None, row: int
     if shape.qk_norm:
         layer, formula = layer + 2 * (shape.queries + shape.keys), "6H + 5A + 4K + 4I"
     if cfg.model.attention == "eager":
-        layer, formula = layer + 3 * shape.heads * row, f"{formula} + 3 x heads x row"
+        # packed, the table of a row against itself becomes one of the micro-batch against itself
+        wide, name = (tokens, "tokens") if cfg.backend.packing else (row, "row")
+        layer, formula = layer + 3 * shape.heads * wide, f"{formula} + 3 x heads x {name}"
     if cfg.backend.gradient_checkpointing:
         values, formula = (shape.layers + 1) * shape.hidden + layer, f"(L + 1)H + ({formula}), checkpointed"
     else:
@@ -168,11 +181,11 @@ def _gradients(cfg: config.Common, parameters: int, shape: Shape | None, ranks: 
 def in_sampling(cfg: config.Common, shape: Shape | None, row: int, ranks: int = 1) -> list[Part]:
     """What the engine hf needs beside the weights while it samples; the others have memory of their own."""
     rows = 0
-    if isinstance(cfg, config.GRPO):
+    if isinstance(cfg, config.GRPO | config.REST) or (isinstance(cfg, config.Preference) and cfg.online):
         rows = cfg.prompts_per_step * cfg.group_size
     elif isinstance(cfg, config.SFT) and cfg.stop:
         rows = cfg.stop.problems
-    if cfg.evaluation.every:
+    if cfg.evaluation.every or isinstance(cfg, config.REST):
         rows = max(rows, (cfg.evaluation.limit or cfg.rollout.max_rows * ranks) * cfg.evaluation.n)
     rows = min(-(-rows // ranks), cfg.rollout.max_rows)
     if shape is None or rows == 0 or cfg.rollout.engine != "hf":

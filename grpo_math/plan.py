@@ -10,11 +10,13 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from grpo_math import config, memory
 from grpo_math.config_file import dump_config
+from grpo_math.examples.read import TARGETS, check_files, kind_of
 from grpo_math.exclude import check_exclude
 from grpo_math.find import find_task, nearest, verifier_of
 from grpo_math.forms import form_of
@@ -35,20 +37,16 @@ def preflight(cfg: config.Common, ranks: int = 1) -> None:
     """Every check of a run that needs no model. Raises UserError with a line for each thing that is wrong."""
     complaints = []
     checks: list[Callable[[], object]] = [
-        lambda: check_task(cfg.task),
-        lambda: _check_form(cfg.task),
         lambda: _check_rewards(cfg),
+        lambda: _check_data(cfg),
         lambda: check_model(cfg.model.path) if cfg.model.path else None,
         lambda: _check_context(cfg),
         lambda: check_writable(cfg.run_dir),
         lambda: check_ranks_fit(cfg, ranks),
     ]
-    if cfg.evaluation.task is not None:
-        evaluated = cfg.evaluation.task
-        checks += [
-            lambda: check_task(evaluated, "evaluation.task.path"),
-            lambda: _check_form(evaluated, "evaluation.task"),
-        ]
+    for key, task in (("evaluation.task", cfg.evaluation.task), ("task", cfg.task)):
+        if task is not None:
+            checks[:0] = [partial(check_task, task, f"{key}.path"), partial(_check_form, task, key)]
     for check in checks:
         try:
             check()
@@ -97,10 +95,20 @@ def check_packages(cfg: config.Common) -> None:
 
 
 def resolve_rewards(cfg: config.Common) -> list[config.Reward]:
-    """The rewards of the config, or the task's own verifier."""
-    if cfg.rewards:
-        return cfg.rewards
-    return [config.Reward(verifier=verifier_of(cfg.task.name))]
+    """The rewards of the config, or the task's own verifier; none where there is no task."""
+    task = cfg.task or cfg.evaluation.task
+    if cfg.rewards or task is None:
+        return cfg.rewards or []
+    return [config.Reward(verifier=verifier_of(task.name))]
+
+
+def _check_data(cfg: config.Common) -> None:
+    """The files are there, and the rules are rules of what is to be made of them. Their lines are read by `train`."""
+    if not isinstance(cfg, config.SFT | config.Preference) or cfg.data is None:
+        return
+    check_files(cfg.data.files)
+    if cfg.data.filter is not None:
+        cfg.data.filter.settings(TARGETS[kind_of(cfg)])
 
 
 def _check_rewards(cfg: config.Common) -> None:
@@ -205,7 +213,7 @@ def _cached(hub_id: str, revision: str) -> Path | None:
 
 def _check_context(cfg: config.Common) -> None:
     size = model_size(cfg.model)
-    if size is not None and size.context and cfg.sampling.max_tokens >= size.context:
+    if cfg.samples and size is not None and size.context and cfg.sampling.max_tokens >= size.context:
         raise UserError(
             f"sampling.max_tokens={cfg.sampling.max_tokens} leaves no room for a prompt in the model's context of "
             f"{size.context} tokens; set sampling.max_tokens={size.context // 2} or less"
@@ -232,11 +240,12 @@ def _batch(cfg: config.Common, size: ModelSize | None, ranks: int) -> list[tuple
     completions, of_update = cfg.prompts_per_step * group, memory.rows_per_update(cfg)
     grpo = cfg if isinstance(cfg, config.GRPO) else None
     updates = grpo.updates_per_step * grpo.passes if grpo else 1
-    first = f"{cfg.prompts_per_step:,} problems"
-    if grpo:
+    first = f"{cfg.prompts_per_step:,} examples"
+    if group > 1:
         first = f"{cfg.prompts_per_step:,} prompts x {group:,} completions = {completions:,} completions"
     context = f", within the context of {size.context:,}" if size and size.context == row else ""
     lines: list[tuple[str, ...]] = [
+        *_round(cfg),
         ("a step", first),
         ("tokens", f"at most {completions:,} x {row:,} = {completions * row:,} a step"),
         ("  a row", f"prompt (taken to be {memory.PROMPT_TOKENS} at most) + sampling.max_tokens{context}"),
@@ -262,6 +271,18 @@ def _batch(cfg: config.Common, size: ModelSize | None, ranks: int) -> list[tuple
         sampled = f"{limit:,} problems x {cfg.evaluation.n}" if limit else f"every problem x {cfg.evaluation.n}"
         lines.append(("evaluation", f"{sampled} completions every {cfg.evaluation.every:,} steps"))
     return lines
+
+
+def _round(cfg: config.Common) -> list[tuple[str, ...]]:
+    """What is sampled at once, where that is for more than a step."""
+    if isinstance(cfg, config.REST):
+        steps, problems = cfg.steps_per_round, cfg.problems
+    elif isinstance(cfg, config.Preference) and cfg.online:
+        steps, problems = cfg.online.every, cfg.prompts_per_step * cfg.online.every
+    else:
+        return []
+    sampled = f"{problems:,} problems x {cfg.group_size:,} = {problems * cfg.group_size:,} completions"
+    return [("a round", f"{sampled}, then {steps:,} steps; {-(-cfg.steps // steps):,} rounds")]
 
 
 def _micro_batches(cfg: config.Common, rows: int, row: int) -> int:

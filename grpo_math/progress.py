@@ -14,6 +14,12 @@ LOSS_NOTE = (
     "advantages of a group sum to 0; the gradient is not 0. Watch reward and accuracy instead."
 )
 
+FALLING_NOTE = (
+    "note: the chosen completions have become less likely than under the reference. The loss only asks that the "
+    "rejected ones fall faster. loss=rpo, apo_zero or nca hold the chosen ones up; a lower learning rate helps too."
+)
+FALLING = -1.0  # nats a completion, from which it is worth that note
+
 # what the line shows, from which metric, and how; a metric that is absent (KL that is off) takes no room
 PARTS = (
     ("reward", "reward/mean", "{:.2f}"),
@@ -22,6 +28,11 @@ PARTS = (
     ("entropy", "policy/entropy", "{:.2f}"),
     ("length", "completion/length", "{:.0f}"),
     ("no-signal", "groups/no_signal", "{:.0%}"),
+    ("margin", "implicit/margin", "{:+.3f}"),
+    ("preferred", "implicit/accuracy", "{:.2f}"),
+    ("chosen", "logprobs/chosen_change", "{:+.2f}"),
+    ("rejected", "logprobs/rejected_change", "{:+.2f}"),
+    ("kept", "round/kept", "{:.0f}"),
     ("eval acc", "eval/accuracy", "{:.2f}"),
 )
 TIMES = (("gen", "time/generate"), ("verify", "time/verify"), ("update", "time/update"))
@@ -36,7 +47,7 @@ class Progress:
         self.first_step = first_step
         self.stream = stream or sys.stderr
         self.began = time.monotonic()
-        self.explained = False
+        self.explained: set[str] = set()
         self._live: Any = None
 
     def __enter__(self) -> Progress:
@@ -64,10 +75,14 @@ class Progress:
             self._live.update(Text(_fold(line, self._live.console.width)), refresh=True)
         else:
             print(line, file=self.stream, flush=True)
-        if not self.explained and "reward/mean" in metrics:
-            self.explained = True
-            if abs(metrics.get("loss/total") or 0.0) < 1e-3:
-                self.note(LOSS_NOTE)
+        first_reward = "reward/mean" in metrics and LOSS_NOTE not in self.explained
+        if first_reward and abs(metrics.get("loss/total") or 0.0) < 1e-3:
+            self.note(LOSS_NOTE)
+        if metrics.get("logprobs/chosen_change", 0.0) < FALLING and FALLING_NOTE not in self.explained:
+            self.note(FALLING_NOTE)
+            self.explained.add(FALLING_NOTE)
+        if first_reward:
+            self.explained.add(LOSS_NOTE)
 
     def note(self, text: str) -> None:
         """A line that stays, above the one that changes."""

@@ -70,6 +70,7 @@ def quickstart(
     run(trained, resume if checkpoint.latest(out / "trained" / "checkpoints") else "never")
     console.rule(f"3/3  both on the same {PROBLEMS} problems, on which neither was trained")
     results: dict[str, Any] = {}
+    assert trained.task is not None
     for name, cfg in (("base", base), ("trained", trained)):
         results[name] = measure(cfg, trained.task, out / name / "evaluation", seed)
     results["seconds"] = time.perf_counter() - began

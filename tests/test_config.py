@@ -286,7 +286,7 @@ def test_all_mistakes_at_once(refuse: Refuse) -> None:
         ("evaluation.k=[1, 16]", "set n=16"),
         ("task.options=3", "must be a mapping"),
         ("group_size=1", "set group_size=2 or more"),
-        ("recipe=stf", "unknown recipe; did you mean sft? (known: grpo, sft)"),
+        ("recipe=stf", "unknown recipe; did you mean sft? (known: grpo, sft, preference, rest)"),
         ("model.path=", "model.path is missing"),
         ("task.template=Solve it.", "has no {question} in it"),
         ("sampling.top_p=0.9", "use top_p=1.0 and top_k=0"),

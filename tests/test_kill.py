@@ -31,6 +31,20 @@ KILLS = int(os.environ.get("GRPO_MATH_KILLS", "0"))
 MODEL = config.NewModel(hidden_size=64, layers=2, heads=2, kv_heads=1, intermediate_size=64, context=128)
 ZERO2 = ("backend.name=deepspeed", "backend.deepspeed.zero=2")
 ZERO3 = ("backend.name=deepspeed", "backend.deepspeed.zero=3")
+# what the other recipes have in place of GRPO's own keys
+RECIPES: dict[str, dict[str, object]] = {
+    "grpo": {"steps": STEPS, "updates_per_step": 2},
+    "rest": {
+        "algorithm": "rest_em",
+        "rounds": 3,
+        "problems": 48,  # few completions of an untrained model end, and only those are imitated
+        "thresholds": [0.0],
+        "updates": 4,
+        "evaluation": {"limit": 8, "n": 1, "k": [1]},
+        "tolerated_fall": None,
+    },
+    "preference": {"algorithm": "iterative_dpo", "online": {"every": 3}, "steps": STEPS},
+}
 STALLED_S = 240  # a start and a few steps take seconds
 
 pytestmark = pytest.mark.slow
@@ -44,7 +58,7 @@ def model(tmp_path_factory) -> Path:
     return path
 
 
-def write_config(folder: Path, model: Path) -> Path:
+def write_config(folder: Path, model: Path, recipe: str = "grpo") -> Path:
     verifier = model / "digits.py"
     verifier.write_text(
         '"""Any digit will do."""\n'
@@ -58,10 +72,10 @@ def write_config(folder: Path, model: Path) -> Path:
         "run_dir": str(folder / "run"),
         "model": str(model),
         "task": {"name": "arithmetic", "options": {"min_digits": 1, "max_digits": 2}},
-        "steps": STEPS,
+        "recipe": recipe,
+        **RECIPES[recipe],
         "prompts_per_step": 4,
         "group_size": 4,
-        "updates_per_step": 2,
         "optimizer": {"learning_rate": 1e-3, "schedule": "cosine"},
         "sampling": {"max_tokens": 8},
         "checkpoint": {"every": 1},
@@ -139,25 +153,32 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "overrides", "kills"),
+    ("recipe", "ranks", "overrides", "kills"),
     [
-        (1, (), 1),
-        (2, ZERO2, 0),
-        (2, ZERO3, 1),
-        (1, ("rollout.engine=vllm",), 0),
-        (2, (*ZERO2, "rollout.engine=vllm"), 1),
-        (2, (*ZERO3, "rollout.engine=vllm"), 0),
+        ("grpo", 1, (), 1),
+        ("grpo", 2, ZERO2, 0),
+        ("grpo", 2, ZERO3, 1),
+        ("grpo", 1, ("rollout.engine=vllm",), 0),
+        ("grpo", 2, (*ZERO2, "rollout.engine=vllm"), 1),
+        ("grpo", 2, (*ZERO3, "rollout.engine=vllm"), 0),
+        ("rest", 1, (), 1),
+        ("rest", 2, ZERO2, 0),
+        ("preference", 1, (), 0),
+        ("preference", 2, ZERO3, 0),
     ],
-    ids=["torch", "zero2", "zero3", "torch-vllm", "zero2-vllm", "zero3-vllm"],
+    ids=[
+        *("torch", "zero2", "zero3", "torch-vllm", "zero2-vllm", "zero3-vllm"),
+        *("rest-torch", "rest-zero2", "preference-torch", "preference-zero3"),
+    ],
 )
-def test_a_killed_run_goes_on_as_if_nothing_had_been(ranks, overrides, kills, model, tmp_path):
+def test_a_killed_run_goes_on_as_if_nothing_had_been(recipe, ranks, overrides, kills, model, tmp_path):
     kills = KILLS or kills
     if not kills:
         pytest.skip("only with GRPO_MATH_KILLS=N: the parts of it are killed in the other cases")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-        write_config(folder, model)
+        write_config(folder, model, recipe)
     run_with_kills(whole / "run.yaml", ranks, overrides, 0, seed=0)
     run_with_kills(killed / "run.yaml", ranks, overrides, kills, seed=kills)
     same = ("problem",) if "rollout.engine=vllm" in overrides else None

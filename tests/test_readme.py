@@ -1,4 +1,4 @@
-"""What README.md, CONTRIBUTING.md and three of docs/ say is so: code runs, commands parse, keys and files exist."""
+"""What README.md, CONTRIBUTING.md and most of docs/ say is so: code runs, commands parse, keys and files exist."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import ast
 import re
 import shlex
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import pytest
 import torch
 import typer
 
 from grpo_math import cli, config
-from grpo_math.algorithms import ALGORITHMS, table
+from grpo_math.algorithms import ALGORITHMS, PRESETS, table
 from grpo_math.config_errors import section_in
 from grpo_math.config_file import load_config
+from grpo_math.config_preference import PreferenceName
 from grpo_math.find import find_task, find_verifier, list_tasks, list_verifiers
 from grpo_math.log import COMPLETIONS, METRICS
 from grpo_math.problems import load_problems
@@ -29,8 +30,11 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 AT_SCALE = (ROOT / "docs" / "at_scale.md").read_text(encoding="utf-8")
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 FILTER = (ROOT / "docs" / "filter.md").read_text(encoding="utf-8")
-BOTH = README + CONTRIBUTING + AT_SCALE + EVALUATION + FILTER
+SAMPLE = (ROOT / "docs" / "sample.md").read_text(encoding="utf-8")
+OFFLINE = (ROOT / "docs" / "offline.md").read_text(encoding="utf-8")
+BOTH = README + CONTRIBUTING + AT_SCALE + EVALUATION + FILTER + SAMPLE + OFFLINE
 TOP = config.GRPO.model_fields | config.SFT.model_fields
+OFFLINE_TOP = config.SFT.model_fields | config.REST.model_fields | config.Preference.model_fields
 
 
 def blocks(language: str) -> list[str]:
@@ -47,7 +51,7 @@ def commands() -> list[list[str]]:
     lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line, comments=True) for line in [*lines, *inline()] if line.startswith("grpo-math ")]
     # `grpo-math serve` in the prose is the command's name, not a call of it
-    named = [line for line in words if len(line) == 2 and line[1] in ("serve", "launch", "filter")]
+    named = [line for line in words if len(line) == 2 and line[1] in ("serve", "launch", "filter", "sample")]
     return [line[1:] for line in words if not line[1].startswith("-") and line not in named]
 
 
@@ -172,6 +176,17 @@ def test_yaml_loads(block: str, tmp_path: Path) -> None:
 
 def test_the_table_of_keys_has_them_all() -> None:
     assert {row[0] for row in tables("Configuration")} == set(TOP)
+
+
+def test_the_table_of_keys_of_the_other_recipes_has_them_all() -> None:
+    part = OFFLINE.partition("\n## The keys\n")[2]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", part, re.MULTILINE) for name in re.findall("`(.*?)`", row)}
+    assert named == set(OFFLINE_TOP) - set(config.Common.model_fields) - {"task", "recipe"}
+
+
+def test_the_presets_of_the_other_recipes_are_told() -> None:
+    for name in set(PRESETS["rest"]) | set(PRESETS["preference"]) - set(get_args(PreferenceName)):
+        assert f"`{name}`" in OFFLINE, name
 
 
 def is_key(key: str) -> bool:

@@ -13,7 +13,8 @@ from grpo_math.batch import Batch
 from grpo_math.reference import Reference
 
 Metrics = dict[str, float]
-# (logprobs (B, T), entropy (B, T) or None, batch) -> (loss: the sum to minimise, {name: per-token values (B, T)})
+# (logprobs (B, T), entropy (B, T) or None, batch) -> (loss: the sum to minimise, {name: values}): values of each token,
+# (B, T), or of no dimension, a part of a sum
 LossFn = Callable[[Tensor, Tensor | None, Batch], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -22,8 +23,8 @@ class TrainBackend(Protocol):
         """(B, T) at the sampling temperature, 0 outside batch.loss_mask; no gradient."""
 
     def step(self, batch: Batch, loss: LossFn, with_entropy: bool = False) -> Metrics:
-        """One optimizer update on the whole batch: splits it, accumulates, clips, updates. The loss's per-token values
-        come back as means over the batch's trained tokens."""
+        """One optimizer update on the whole batch: splits it, accumulates, clips, updates. The loss's values per token
+        come back as means over the batch's trained tokens, those of no dimension as their sum."""
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         """What an engine needs to sample from the policy, as lora.engine_weights says. Every rank must take all."""
@@ -39,3 +40,15 @@ class TrainBackend(Protocol):
         """Go on from what `save` wrote."""
 
     def close(self) -> None: ...
+
+
+def metric_part(values: Tensor, part: Batch, trained: float) -> float:
+    """What this part of a batch adds to a metric. trained: for how many sampled tokens the whole batch stands."""
+    if values.dim() == 0:
+        return float(values)
+    return float((values * sampled_tokens(part))[part.loss_mask].sum()) / trained
+
+
+def sampled_tokens(batch: Batch) -> Tensor:
+    """(B, T): for how many sampled tokens each trained one stands."""
+    return batch.loss_mask * (1.0 if batch.copies is None else batch.copies[:, None])

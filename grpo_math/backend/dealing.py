@@ -9,6 +9,7 @@ the rest wait for ever. Left out: the passes themselves (deepspeed.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 from grpo_math.batch import Batch
 
@@ -21,30 +22,31 @@ class MicroBatch:
     extra: bool = False
 
 
-def deal(batch: Batch, token_budget: int, ranks: int) -> list[list[MicroBatch]]:
+def deal(batch: Batch, token_budget: int, ranks: int, packing: bool = False) -> list[list[MicroBatch]]:
     """Every rank's micro-batches, the same number for each: [rank][pass]. Each row of the batch is in exactly one that
-    is not extra; the padded size of each is at most `token_budget`, or that of a single row. An empty batch has none.
+    is not extra, with all of its unit; the size of each, as Batch.size has it, is at most `token_budget`, or that of a
+    single unit. An empty batch has none.
 
     Passes that meet are of similar size, since all wait for the longest; and ranks take turns at the larger ones."""
-    micro_batches = [MicroBatch(rows) for rows in batch.micro_batches(token_budget)]
+
+    def size(micro_batch: MicroBatch) -> int:
+        return batch.size(micro_batch.rows, packing)
+
+    micro_batches = [MicroBatch(rows) for rows in batch.micro_batches(token_budget, packing)]
     while len(micro_batches) % ranks:
-        largest = max(micro_batches, key=lambda micro_batch: (len(micro_batch.rows) > 1, _size(batch, micro_batch)))
-        if len(largest.rows) > 1:
-            half = len(largest.rows) // 2
+        largest = max(micro_batches, key=lambda m: (len(batch.in_units(m.rows)) > 1, size(m)))
+        units = batch.in_units(largest.rows)
+        if len(units) > 1:
+            half = len(units) // 2
             micro_batches.remove(largest)
-            micro_batches += [MicroBatch(largest.rows[:half]), MicroBatch(largest.rows[half:])]
+            micro_batches += [MicroBatch(list(chain.from_iterable(some))) for some in (units[:half], units[half:])]
         else:
-            shortest = min(range(len(batch)), key=lambda row: int(batch.lengths[row]))
-            micro_batches.append(MicroBatch([shortest], extra=True))
-    micro_batches.sort(key=lambda micro_batch: _size(batch, micro_batch), reverse=True)
+            every_unit = [MicroBatch(unit, extra=True) for unit in batch.in_units(range(len(batch)))]
+            micro_batches.append(min(every_unit, key=size))
+    micro_batches.sort(key=size, reverse=True)
     dealt: list[list[MicroBatch]] = [[] for _ in range(ranks)]
     for start in range(0, len(micro_batches), ranks):
         turn = start // ranks
         for place, micro_batch in enumerate(micro_batches[start : start + ranks]):
             dealt[(place + turn) % ranks].append(micro_batch)
     return dealt
-
-
-def _size(batch: Batch, micro_batch: MicroBatch) -> int:
-    """Padded tokens."""
-    return len(micro_batch.rows) * max(int(batch.lengths[row]) for row in micro_batch.rows)

@@ -20,14 +20,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from grpo_math.backend.base import LossFn, Metrics
-from grpo_math.backend.dealing import deal
+from grpo_math.backend.base import LossFn, Metrics, metric_part, sampled_tokens
+from grpo_math.backend.dealing import MicroBatch, deal
 from grpo_math.backend.deepspeed_checkpoint import Checkpoint
 from grpo_math.backend.deepspeed_config import deepspeed_config
 from grpo_math.backend.states import Progress
-from grpo_math.backend.torch import GIVE_UP_AFTER, decay_groups, sampled_tokens, schedule
+from grpo_math.backend.torch import GIVE_UP_AFTER, decay_groups, schedule
 from grpo_math.batch import Batch
 from grpo_math.lora import engine_weights
+from grpo_math.packing_checks import check_packing
 from grpo_math.policy import Policy, check_head
 from grpo_math.ranks import Ranks
 from grpo_math.reference import AdapterOff, Reference
@@ -68,6 +69,7 @@ class DeepSpeedBackend:
         temperature: float,
         ranks: Ranks,
     ) -> None:
+        policy = policy.with_packing(backend.packing)
         self.policy, self.temperature, self.ranks = policy, temperature, ranks
         self.device = policy.device
         self.micro_batch_tokens, self.chunk = micro_batch_tokens, backend.logprob_chunk
@@ -101,6 +103,7 @@ class DeepSpeedBackend:
         self.masters = Masters(self.engine)
         if self.stage == 3:
             check_head(policy)  # not before: it is DeepSpeed's hooks that make the weights whole
+        check_packing(policy)
 
     def _adamw(self, optimizer: config.Optimizer, offload: bool) -> torch.optim.Optimizer:
         groups = decay_groups(self.policy.model, optimizer.weight_decay)
@@ -129,13 +132,16 @@ class DeepSpeedBackend:
             return self.share(lambda part: self.scorer(batch=part)[0], batch)
         return self.share(lambda part: policy.logprobs(part, self.temperature, self.chunk)[0], batch)
 
+    def _mine(self, batch: Batch) -> list[MicroBatch]:
+        return deal(batch, self.micro_batch_tokens, self.ranks.size, self.policy.packing)[self.ranks.rank]
+
     @torch.no_grad()
     def share(self, score: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
         """(B, T) of `score`, each rank computing its share of the rows."""
         out = torch.zeros(batch.loss_mask.shape)
         rows = trained_rows(batch)
         part = batch.rows(rows)
-        for micro_batch in deal(part, self.micro_batch_tokens, self.ranks.size)[self.ranks.rank]:
+        for micro_batch in self._mine(part):
             values = score(part.rows(micro_batch.rows).to(self.device))
             if not micro_batch.extra:
                 out[rows[micro_batch.rows], : values.shape[1]] = values.cpu()
@@ -149,18 +155,18 @@ class DeepSpeedBackend:
             return {"optim/grad_norm": 0.0, "optim/lr": learning_rate, "optim/skipped": 0.0}
         sums: dict[str, float] = defaultdict(float)
         trained = float(sampled_tokens(batch).sum())
-        for micro_batch in deal(batch, self.micro_batch_tokens, self.ranks.size)[self.ranks.rank]:
+        for micro_batch in self._mine(batch):
             part = batch.rows(micro_batch.rows).to(self.device)
             if micro_batch.extra:
                 part = part.scale_weights(0.0)
             logprobs, *entropy = self.engine(batch=part, with_entropy=with_entropy)
-            value, per_token = loss(logprobs, entropy[0] if entropy else None, part)
+            value, metrics = loss(logprobs, entropy[0] if entropy else None, part)
             # DeepSpeed takes the mean over ranks of gradients that add up: this is the one place that undoes it
             self.engine.backward(value * self.ranks.size)
-            count = sampled_tokens(part) * (not micro_batch.extra)
-            sums["loss/total"] += 0.0 if micro_batch.extra else float(value.detach())
-            for name, values in per_token.items():
-                sums[name] += float((values * count)[part.loss_mask].sum()) / trained
+            counts = 0.0 if micro_batch.extra else 1.0
+            sums["loss/total"] += counts * float(value.detach())
+            for name, values in metrics.items():
+                sums[name] += counts * metric_part(values, part, trained)
         everyone = self.ranks.sum(torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64))
         norm = self._update(learning_rate)
         finite = math.isfinite(norm)

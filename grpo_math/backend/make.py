@@ -41,14 +41,14 @@ def _torch(cfg: config.Common, policy: Policy, updates: int, ranks: Ranks) -> Tr
     from grpo_math.backend.torch import TorchBackend
 
     assert ranks.size == 1, "plan.check_ranks_fit"
-    return TorchBackend(policy, cfg.backend, cfg.optimizer, updates, cfg.micro_batch_tokens, cfg.sampling.temperature)
+    return TorchBackend(policy, cfg.backend, cfg.optimizer, updates, cfg.micro_batch_tokens, cfg.trained_temperature)
 
 
 def _deepspeed(cfg: config.Common, policy: Policy, updates: int, ranks: Ranks) -> TrainBackend:
     from grpo_math.backend.deepspeed import DeepSpeedBackend
 
     return DeepSpeedBackend(
-        policy, cfg.backend, cfg.optimizer, updates, cfg.micro_batch_tokens, cfg.sampling.temperature, ranks
+        policy, cfg.backend, cfg.optimizer, updates, cfg.micro_batch_tokens, cfg.trained_temperature, ranks
     )
 
 

@@ -16,9 +16,10 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
-from grpo_math.backend.base import LossFn, Metrics
+from grpo_math.backend.base import LossFn, Metrics, metric_part, sampled_tokens
 from grpo_math.batch import Batch
 from grpo_math.lora import adapter_weights, engine_weights, load_adapter, save_adapter
+from grpo_math.packing_checks import check_packing
 from grpo_math.policy import Policy
 from grpo_math.reference import AdapterOff, Reference, Twin
 from grpo_math.types import UserError
@@ -44,11 +45,12 @@ class TorchBackend:
         micro_batch_tokens: int,
         temperature: float,
     ) -> None:
-        self.policy, self.temperature = policy, temperature
+        self.policy, self.temperature = policy.with_packing(backend.packing), temperature
         self.micro_batch_tokens, self.chunk = micro_batch_tokens, backend.logprob_chunk
         self.autocast = DTYPES[backend.dtype]
         self.max_grad_norm = optimizer.max_grad_norm
         self.bad_updates = 0
+        check_packing(self.policy)
         model = policy.model
         if backend.gradient_checkpointing:
             # transformers recomputes only in training mode; that changes nothing else, dropout having been set to 0
@@ -73,17 +75,16 @@ class TorchBackend:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = defaultdict(float)
         trained = float(sampled_tokens(batch).sum())
-        for rows in batch.micro_batches(self.micro_batch_tokens):
+        for rows in batch.micro_batches(self.micro_batch_tokens, self.policy.packing):
             part = batch.rows(rows).to(self.policy.device)
             if not bool(part.loss_mask.any()):
                 continue
             logprobs, entropy = self.policy.logprobs(part, self.temperature, self.chunk, self.autocast, with_entropy)
-            value, per_token = loss(logprobs, entropy, part)
+            value, metrics = loss(logprobs, entropy, part)
             value.backward()
             sums["loss/total"] += float(value.detach())
-            count = sampled_tokens(part)
-            for name, values in per_token.items():
-                sums[name] += float((values * count)[part.loss_mask].sum()) / trained
+            for name, values in metrics.items():
+                sums[name] += metric_part(values, part, trained)
         learning_rate = self.schedule.get_last_lr()[0]
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.max_grad_norm))
         finite = self._update_if_finite(norm)
@@ -135,11 +136,6 @@ class TorchBackend:
 
     def close(self) -> None:
         pass
-
-
-def sampled_tokens(batch: Batch) -> Tensor:
-    """(B, T): for how many sampled tokens each trained one stands."""
-    return batch.loss_mask * (1.0 if batch.copies is None else batch.copies[:, None])
 
 
 def save_policy(policy: Policy, path: Path) -> None:

@@ -15,6 +15,7 @@ may be several processes, which only the engine, the scorer and the backend know
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,14 +29,11 @@ from grpo_math.backend.base import Metrics
 from grpo_math.batch import Batch, make_batch
 from grpo_math.kl import KLS, adapt
 from grpo_math.losses import REDUCTIONS, make_loss, resolve
-from grpo_math.recipes.parts import Parts, StepResult, Stopwatch
+from grpo_math.recipes.agreement import check_sampler, check_staleness, largest_gap
+from grpo_math.recipes.parts import Parts, StepResult, Stopwatch, Stream
 from grpo_math.recipes.records import completion_records, group_metrics, mean_of
 from grpo_math.recipes.sampling import make_sampler
 from grpo_math.rewards import group_rewards
-from grpo_math.types import Group
-
-GAP_ROWS = 8  # completions re-scored after each weight sync
-DEFAULT_GAP = {"float32": 1e-3, "bfloat16": 0.1}  # mean |difference| in nats; float32 agrees to about 1e-6
 
 
 class GRPO:
@@ -56,7 +54,14 @@ class GRPO:
         # the first update of a step has the sampling weights: old and new log-probabilities are then one and the same
         self.needs_old = self.updates > 1 or cfg.correction.name != "none" or self._kl_in_reward
         self.every_row_counts = bool(cfg.loss.entropy_bonus) or (cfg.kl.coefficient > 0 and not self._kl_in_reward)
-        self.max_gap = cfg.rollout.max_logprob_gap or DEFAULT_GAP[cfg.backend.dtype]
+        # older weights differ, and that they are no older than allowed is checked by their version
+        differ = cfg.run.staleness > 0 and cfg.rollout.max_logprob_gap is None
+        self.max_gap = math.inf if differ else largest_gap(cfg)
+
+    @property
+    def stream(self) -> Stream:
+        assert self.parts.stream is not None
+        return self.parts.stream
 
     @property
     def _kl_in_reward(self) -> bool:
@@ -69,7 +74,7 @@ class GRPO:
         groups, filtered = sampled.groups, sampled.filtered
         metrics = group_metrics([*groups, *filtered], cfg.rewards or [])
         metrics["groups/filtered"] = float(len(filtered))
-        metrics["sampler/staleness"] = self.check_staleness([*groups, *filtered], step)
+        metrics["sampler/staleness"] = check_staleness([*groups, *filtered], step, cfg.run.staleness)
         parts.engine.sleep()
         if not any(score.reward is not None for group in groups for score in group.scores):
             metrics |= watch.metrics(sampled.seconds)
@@ -85,7 +90,7 @@ class GRPO:
                 pad_id=parts.policy.pad_id,
                 mask_truncated=cfg.overlong.mask,
             )
-            metrics["sampler/gap"] = self.check_sampler(batch, step)
+            metrics["sampler/gap"] = check_sampler(parts.backend, batch, step, self.max_gap)
             batch = self.with_old_and_reference(batch)
 
             rewards = group_rewards(groups, cfg.sampling.max_tokens, self.penalty_buffer, cfg.overlong.penalty)
@@ -110,34 +115,6 @@ class GRPO:
         """Without this the next step would be sampled with old weights."""
         self.sampler.rest()
         self.parts.engine.update_weights(self.parts.backend.weights(), version=step)
-
-    def check_staleness(self, groups: list[Group], step: int) -> float:
-        """How many updates the sampling weights were behind on average; more than run.staleness ends the run."""
-        versions = [completion.policy_version for group in groups for completion in group.completions]
-        behind, bound = [step - 1 - version for version in versions], self.cfg.run.staleness
-        if behind and max(behind) > bound:
-            raise RuntimeError(
-                f"step {step}: {sum(b > bound for b in behind)} of {len(behind)} completions were sampled with the "
-                f"weights of step {min(versions)}, {max(behind)} updates behind, and run.staleness={bound}: the "
-                "sampler did not get the weights of the steps between, or did not take them"
-            )
-        return sum(behind) / max(len(behind), 1)
-
-    def check_sampler(self, batch: Batch, step: int) -> float:
-        """Mean |sampler logprob - trainer logprob| over a few completions: a weight sync that did not happen, or that
-        missed a tensor, shows here before the step trains on it."""
-        some = batch.rows(range(0, len(batch), max(1, len(batch) // GAP_ROWS)))
-        gaps = (self.parts.backend.logprobs(some) - some.sampler_logprobs)[some.loss_mask].abs()
-        gap = float(gaps.mean()) if len(gaps) else 0.0
-        # older weights differ, and that they are no older than allowed has been checked
-        expected = self.cfg.run.staleness > 0 and self.cfg.rollout.max_logprob_gap is None
-        if not gap <= self.max_gap and not expected:
-            raise RuntimeError(
-                f"step {step}: the sampler's log-probabilities differ from the trainer's by {gap:.3g} nats on average "
-                f"(rollout.max_logprob_gap={self.max_gap:g}): the sampler has other weights than the trainer, or "
-                "another precision. If that gap is expected, raise the limit and set correction=token_truncate"
-            )
-        return gap
 
     def with_old_and_reference(self, batch: Batch) -> Batch:
         """The log-probabilities that the updates compare with, taken before the first of them."""

@@ -14,13 +14,13 @@ from typing import Any
 
 from grpo_math import checkpoint, config
 from grpo_math.backend.base import Metrics
-from grpo_math.evaluation.summary import judged, summarise
 from grpo_math.groups import TooManyErrors
 from grpo_math.log import Progress, RunFolder
-from grpo_math.recipes.parts import Parts, Recipe, StepResult, Stopwatch, held_out_prompts, step_seed
+from grpo_math.recipes.held_out import HeldOut
+from grpo_math.recipes.parts import Parts, Recipe, StepResult, Stopwatch
 from grpo_math.recipes.records import completion_records
 from grpo_math.recipes.signals import stop_signals
-from grpo_math.types import EngineError, Prompt, Sampling, UserError
+from grpo_math.types import EngineError
 
 STATE_FILE = "run.json"
 MODEL_LINK = "model"  # run_dir/model is always the newest checkpoint, an ordinary Hugging Face folder
@@ -42,14 +42,9 @@ class Loop:
 
     def __init__(self, cfg: config.Common, parts: Parts, recipe: Recipe) -> None:
         self.cfg, self.parts, self.recipe = cfg, parts, recipe
-        self.done = Done(0, parts.stream.state(), checkpoint.random_states())
+        self.done = Done(0, recipe.stream.state(), checkpoint.random_states())
         self.saving = False
-        self.held_out: list[Prompt] = []
-        if cfg.evaluation.every:
-            task = cfg.evaluation.task or held_out_task(cfg.task)
-            if cfg.evaluation.limit and not task.limit:
-                task = task.model_copy(update={"limit": cfg.evaluation.limit})
-            self.held_out = held_out_prompts(task, cfg, parts)
+        self.held_out = HeldOut(cfg, parts) if cfg.evaluation.every else None
 
     def go(self, folder: RunFolder, found: tuple[int, Path] | None) -> None:
         cfg, start, self.folder = self.cfg, 0, folder
@@ -63,7 +58,7 @@ class Loop:
                 return
             print(f"{cfg.run_dir}: continuing after step {start}")
         self.folder.truncate_after(start)
-        self.mark(start, self.parts.stream.state())
+        self.mark(start, self.recipe.stream.state())
         self.saved = start
         self.parts.watchdog.rescue = self.rescue
         # the other ranks' standard output goes nowhere, see run.py
@@ -113,9 +108,9 @@ class Loop:
         try:
             with watch("sync"):
                 self.recipe.sync(step)
-            if self.cfg.evaluation.every and step % self.cfg.evaluation.every == 0:
+            if self.held_out is not None and step % self.cfg.evaluation.every == 0:
                 with watch("evaluate"):
-                    metrics |= self.evaluate(step)
+                    metrics |= self.held_out.measure()
         except EngineError as error:
             raise EngineError(f"{error}\n{self.rescue(together=True)}") from error
         return metrics | watch.metrics()
@@ -140,15 +135,6 @@ class Loop:
             return f"{where}: the run goes on from the checkpoint of step {self.saved}"
         self.save(False)
         return f"{where}: saved after step {step}; the same command goes on from there"
-
-    def evaluate(self, step: int) -> dict[str, float]:
-        chosen = self.cfg.evaluation
-        temperature = self.cfg.sampling.temperature if chosen.temperature is None else chosen.temperature
-        seed = step_seed(self.cfg.seed, "evaluate")
-        sampling = Sampling(chosen.n, self.cfg.sampling.max_tokens, temperature, seed=seed)
-        groups = self.parts.score(self.held_out, self.parts.engine.generate(self.held_out, sampling))
-        summary = summarise(judged(groups), chosen.k)
-        return {f"eval/{name}": float(value) for name, value in summary.items() if isinstance(value, int | float)}
 
     def save(self, finished: bool) -> None:
         done, first = self.done, self.parts.ranks.first
@@ -188,16 +174,6 @@ class Loop:
             return True
         self.parts.backend.load(path)
         self.recipe.load(path, state["recipe"], step)
-        self.parts.stream.restore(state["stream"])
+        self.recipe.stream.restore(state["stream"])
         checkpoint.restore_random_states(state["random"])
         return False
-
-
-def held_out_task(task: config.Task) -> config.Task:
-    """The test split of the training task, which a single file does not have."""
-    if task.path is not None and "{split}" not in task.path:
-        raise UserError(
-            f"evaluation.every is set, but task.path={task.path} is one file and evaluation would be on the training "
-            "problems; write the split into it, as in DIR/gsm8k_{split}.jsonl, or set evaluation.task"
-        )
-    return task.model_copy(update={"split": "test", "exclude": None})

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 from grpo_math import config
 from grpo_math.backend.base import Metrics, TrainBackend
 from grpo_math.backend.make import make_backend
+from grpo_math.examples.raw import RawExample
 from grpo_math.find import find_task, find_verifier
 from grpo_math.groups import TooManyErrors, score_groups
 from grpo_math.plan import resolve_rewards
 from grpo_math.policy import Policy
-from grpo_math.problems import ProblemSource, ProblemStream, load_problems
+from grpo_math.problems import ProblemSource, ProblemStream
 from grpo_math.prompts import MakePrompt, prompt_maker
 from grpo_math.ranks import Ranks
 from grpo_math.recipes.watchdog import Watchdog
@@ -42,8 +43,20 @@ class StepResult:
     stream: dict[str, Any] = field(default_factory=dict)
 
 
+class Stream(Protocol):
+    """What a recipe reads, without end."""
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, as JSON; `too_long` is how many were passed over for not fitting the context."""
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
 class Recipe(Protocol):
     between_updates: bool  # false from the first update of a step until the loop has marked the step as done
+
+    @property
+    def stream(self) -> Stream: ...
 
     def step(self, step: int) -> StepResult: ...
 
@@ -96,8 +109,9 @@ class Parts:
     policy: Policy
     engine: RolloutEngine
     backend: TrainBackend
-    scorer: Scorer
-    stream: PromptStream
+    scorer: Scorer | None  # None where nothing is sampled
+    stream: PromptStream | None  # None where there is no task
+    examples: Sequence[RawExample]  # of the files of `data`
     watchdog: Watchdog
     ranks: Ranks
     samplers: Ranks  # the same ranks, for what is told while sampling, which may go on in a thread of its own
@@ -111,37 +125,12 @@ class Parts:
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], before: Sequence[Group] = ()
     ) -> list[Group]:
         """`before`: what else the step has sampled, to be written down too should this stop the run."""
+        assert self.scorer is not None, "only a recipe with a task samples"
         try:
             return score_groups(self.scorer, prompts, completions, self.samplers)
         except TooManyErrors as error:
             error.groups[:0] = before
             raise
-
-
-def held_out_prompts(task: config.Task, cfg: config.Common, parts: Parts) -> list[Prompt]:
-    """The problems of a finite split as prompts, in order, without those whose answer the verifier cannot use or whose
-    prompt does not fit the context; says how many those are."""
-    source = load_problems(task, gold_check(cfg))
-    if source.problems is None:
-        raise UserError(
-            f"task {task.name}, split {task.split!r}, has no end and cannot be evaluated on; take another split"
-        )
-    make = prompt_maker(task, find_task(task.name), parts.policy.tokenizer)
-    room = parts.context - cfg.sampling.max_tokens
-    prompts = [make(problem) for problem in source.problems]
-    fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= room]
-    left_out = len(source.refused) + len(prompts) - len(fitting)
-    if left_out:
-        print(
-            f"evaluation on {task.name}, split {task.split}: {len(source.refused)} problems with answers of no use to "
-            f"the verifier and {len(prompts) - len(fitting)} prompts of more than {room} tokens are left out"
-        )
-    if not fitting:
-        raise UserError(
-            f"task {task.name}, split {task.split!r}: nothing is left to evaluate on; lower sampling.max_tokens="
-            f"{cfg.sampling.max_tokens} or take another task"
-        )
-    return fitting
 
 
 def gold_check(cfg: config.Common) -> Callable[[Problem], str | None] | None:
@@ -153,9 +142,10 @@ def build_parts(
     cfg: config.Common,
     policy: Policy,
     updates: int,
-    source: ProblemSource,
+    source: ProblemSource | None,
     ranks: Ranks,
     watchdog: Watchdog | None = None,
+    examples: Sequence[RawExample] = (),
 ) -> Parts:
     """updates: optimizer updates of the whole run. Engine and backend take the memory that they will hold."""
     # sampling may go on in a thread of its own, and then must not come between what the trainer's ranks tell each other
@@ -164,21 +154,25 @@ def build_parts(
     engine = make_engine(cfg, policy, samplers, ranks)
     context = min(policy.context, engine.context)
     room = context - cfg.sampling.max_tokens
-    if room < 1:
+    if cfg.samples and room < 1:
         raise UserError(
             f"sampling.max_tokens={cfg.sampling.max_tokens} leaves no room for a prompt in the {context} tokens that "
             f"the model and its sampler can read; set sampling.max_tokens={context // 2} or less"
         )
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     scoring = cfg.scoring.model_copy(update={"workers": max(1, cfg.scoring.workers // here)})
+    rewards = resolve_rewards(cfg)
+    stream = None
+    if source is not None and cfg.task is not None:
+        make = prompt_maker(cfg.task, find_task(cfg.task.name), policy.tokenizer)
+        stream = PromptStream(ProblemStream(source, cfg.seed), make, room)
     return Parts(
         policy=policy,
         engine=engine,
         backend=backend,
-        scorer=Scorer(resolve_rewards(cfg), scoring, cfg.sandbox),
-        stream=PromptStream(
-            ProblemStream(source, cfg.seed), prompt_maker(cfg.task, find_task(cfg.task.name), policy.tokenizer), room
-        ),
+        scorer=Scorer(rewards, scoring, cfg.sandbox) if rewards else None,
+        stream=stream,
+        examples=examples,
         watchdog=watchdog or Watchdog(cfg.phase_timeout_s),
         ranks=ranks,
         samplers=samplers,

@@ -9,9 +9,10 @@ import os
 import random
 import shutil
 import sys
-from contextlib import closing, redirect_stdout
+from collections.abc import Callable
+from contextlib import closing, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,14 +27,23 @@ from grpo_math.policy import pick_device
 from grpo_math.problems import load_problems
 from grpo_math.rank_checks import check_ranks
 from grpo_math.ranks import Ranks, join, leave
+from grpo_math.recipes.from_files import examples_of
 from grpo_math.recipes.grpo import GRPO
 from grpo_math.recipes.loop import MODEL_LINK, Loop
 from grpo_math.recipes.parts import Parts, Recipe, Stopwatch, build_parts, gold_check
+from grpo_math.recipes.preference import Preference
+from grpo_math.recipes.rest import REST, ROUNDS
 from grpo_math.recipes.sft import SFT
 from grpo_math.recipes.watchdog import Watchdog
 from grpo_math.types import UserError
 
 Resume = Literal["auto", "must", "never"]
+RECIPES: dict[type[config.Common], Callable[[Any, Parts], Recipe]] = {
+    config.GRPO: GRPO,
+    config.SFT: SFT,
+    config.Preference: Preference,
+    config.REST: REST,
+}
 # what may change between the parts of one run: none of it changes what a step computes, but for rounding
 FREE_TO_CHANGE = (
     "run_dir",
@@ -47,6 +57,7 @@ FREE_TO_CHANGE = (
     "rollout.max_rows",
     "backend.logprob_chunk",
     "backend.gradient_checkpointing",
+    "backend.packing",
     "backend.deepspeed.",
     "rollout.vllm.",
     "rollout.server.",
@@ -75,13 +86,15 @@ def _run(cfg: config.Common, resume: Resume, ranks: Ranks) -> None:
     ranks.tell(lambda: refuse_another_run(cfg, resume))
     found = ranks.tell(lambda: newest(cfg, resume))
     pick_device(cfg.backend.device)
-    source = load_problems(cfg.task, gold_check(cfg))
-    source.require(cfg.prompts_per_step)
+    source = None if cfg.task is None else load_problems(cfg.task, gold_check(cfg))
+    if source is not None:
+        source.require(cfg.prompts_per_step)
+    examples = examples_of(cfg)
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(cfg.seed)
     with Watchdog(cfg.phase_timeout_s, Path(cfg.run_dir) / f"stacks-{ranks.rank}.txt") as watchdog:
         with Stopwatch(watchdog)("load"):
-            parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg), source, ranks, watchdog)
+            parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg), source, ranks, watchdog, examples)
             recipe = make_recipe(cfg, parts)
             loop = Loop(cfg, parts, recipe)
         # nothing is written, and of an earlier run nothing thrown away, before all that can be wrong has been seen
@@ -90,7 +103,7 @@ def _run(cfg: config.Common, resume: Resume, ranks: Ranks) -> None:
             closing(parts.engine),
             closing(recipe),
             open_folder(cfg, ranks) as folder,
-            parts.scorer,
+            parts.scorer or nullcontext(),
         ):
             if resume == "never" and ranks.first:
                 clear(folder)
@@ -100,10 +113,7 @@ def _run(cfg: config.Common, resume: Resume, ranks: Ranks) -> None:
 
 
 def make_recipe(cfg: config.Common, parts: Parts) -> Recipe:
-    if isinstance(cfg, config.GRPO):
-        return GRPO(cfg, parts)
-    assert isinstance(cfg, config.SFT)
-    return SFT(cfg, parts)
+    return RECIPES[type(cfg)](cfg, parts)
 
 
 def open_folder(cfg: config.Common, ranks: Ranks) -> RunFolder:
@@ -140,8 +150,11 @@ def newest(cfg: config.Common, resume: Resume) -> tuple[int, Path] | None:
 
 
 def updates_of(cfg: config.Common) -> int:
-    """Optimizer updates of the whole run, which the learning-rate schedule stretches over."""
-    return cfg.steps * (cfg.updates_per_step * cfg.passes if isinstance(cfg, config.GRPO) else 1)
+    """Optimizer updates that the learning-rate schedule stretches over: those of the whole run, or of a round that
+    begins anew."""
+    if isinstance(cfg, config.GRPO):
+        return cfg.steps * cfg.updates_per_step * cfg.passes
+    return cfg.steps_per_round if isinstance(cfg, config.REST) and cfg.start == "base" else cfg.steps
 
 
 def refuse_another_run(cfg: config.Common, resume: Resume) -> None:
@@ -174,14 +187,14 @@ def refuse_another_run(cfg: config.Common, resume: Resume) -> None:
 
 def clear(folder: RunFolder) -> None:
     """Throw away what an earlier run left, and nothing that is not a run's."""
-    for name in (CHECKPOINTS, "tensorboard"):
+    for name in (CHECKPOINTS, ROUNDS, "tensorboard"):
         shutil.rmtree(folder.path / name, ignore_errors=True)
     for name in (METRICS, COMPLETIONS, MODEL_LINK):
         (folder.path / name).unlink(missing_ok=True)
 
 
 def report_refused(parts: Parts) -> None:
-    refused = parts.stream.problems.source.refused
+    refused = parts.stream.problems.source.refused if parts.stream else []
     if refused:
         problem, complaint = refused[0]
         where = problem.metadata.get("source", problem.id)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -45,6 +46,20 @@ class Sampler(Protocol):
     def close(self) -> None: ...
 
 
+def sample_groups(
+    parts: Parts, count: int, sampling: Sampling, watch: Stopwatch, before: Sequence[Group] = ()
+) -> list[Group]:
+    """The next `count` problems with sampling.n scored completions each. before: what the step has sampled already, to
+    be written down too should scoring stop the run."""
+    assert parts.stream is not None, "only a recipe with a task samples"
+    with watch("problems"):
+        prompts = parts.stream.take(count)
+    with watch("generate"):
+        completions = parts.engine.generate(prompts, sampling)
+    with watch("verify"):
+        return parts.score(prompts, completions, before)
+
+
 class InTurn:
     """Sample a step when it is asked for."""
 
@@ -59,17 +74,13 @@ class InTurn:
         kept: list[Group] = []
         filtered: list[Group] = []
         for sampling_round in range(cfg.dynamic_sampling.max_rounds if cfg.dynamic_sampling.enabled else 1):
-            with watch("problems"):
-                prompts = parts.stream.take(cfg.prompts_per_step - len(kept))
-            with watch("generate"):
-                seed = step_seed(cfg.seed, step, sampling_round)
-                completions = parts.engine.generate(prompts, replace(self.sampling, seed=seed))
-            with watch("verify"):
-                groups = parts.score(prompts, completions, before=[*kept, *filtered])
-            for group in groups:
+            sampling = replace(self.sampling, seed=step_seed(cfg.seed, step, sampling_round))
+            missing = cfg.prompts_per_step - len(kept)
+            for group in sample_groups(parts, missing, sampling, watch, before=[*kept, *filtered]):
                 (kept if not cfg.dynamic_sampling.enabled or has_signal(group) else filtered).append(group)
             if len(kept) == cfg.prompts_per_step:
                 break
+        assert parts.stream is not None
         return Sampled(kept, filtered, parts.stream.state(), watch.seconds)
 
     def rest(self) -> None:

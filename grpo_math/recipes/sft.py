@@ -1,6 +1,7 @@
-"""Supervised fine-tuning on worked solutions: maximum likelihood of the completion tokens, prompts untrained.
+"""Supervised fine-tuning: maximum likelihood of the completion tokens, prompts untrained.
 
-A problem brings its solution in metadata["solution"]. Left out: packing, files of samples and preferences.
+Completions are those of files (data), or a task's worked solutions, metadata["solution"] of its problems. Left out:
+packing, which is the back end's (backend.packing).
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from grpo_math import config
-from grpo_math.batch import Batch, pad_rows
-from grpo_math.losses import token_mean
-from grpo_math.recipes.parts import Parts, StepResult, Stopwatch, held_out_prompts, step_seed
+from grpo_math.batch import pad_rows
+from grpo_math.examples.example import Example
+from grpo_math.examples.stream import ExampleStream
+from grpo_math.losses import negative_log_likelihood, token_mean
+from grpo_math.recipes.from_files import example_stream
+from grpo_math.recipes.held_out import held_out_prompts
+from grpo_math.recipes.parts import Parts, PromptStream, StepResult, Stopwatch, step_seed
 from grpo_math.recipes.records import accuracy
 from grpo_math.types import Completion, Prompt, Sampling, UserError
 
@@ -25,9 +30,16 @@ class SFT:
     def __init__(self, cfg: config.SFT, parts: Parts) -> None:
         self.cfg, self.parts = cfg, parts
         self.between_updates = True
+        self.stream: ExampleStream[Example] | PromptStream
+        if cfg.data is not None:
+            self.stream = example_stream(cfg, parts, cfg.data)
+        else:
+            assert parts.stream is not None
+            self.stream = parts.stream
         # held-out problems, so that `stop` measures what was learnt and not what was seen
         self.held_out: list[Prompt] = []
         if cfg.stop is not None:
+            assert cfg.task is not None
             task = cfg.task.model_copy(update={"split": "test", "exclude": None, "limit": cfg.stop.problems})
             self.held_out = held_out_prompts(task, cfg, parts)
 
@@ -35,9 +47,11 @@ class SFT:
         watch = Stopwatch(self.parts.watchdog)
         self.between_updates = False
         with watch("update"):
-            rows = [(prompt, self.solution(prompt)) for prompt in self.parts.stream.take(self.cfg.prompts_per_step)]
+            examples = self.take(self.cfg.prompts_per_step)
+            rows = [(example.prompt, example.completion) for example in examples]
             batch = pad_rows(rows, [True] * len(rows), self.parts.policy.pad_id)
-            batch = replace(batch, weights=token_mean(batch.loss_mask, 1))
+            weights = torch.tensor([[example.weight] for example in examples])
+            batch = replace(batch, weights=token_mean(batch.loss_mask, 1) * weights)
             metrics = self.parts.backend.step(batch, negative_log_likelihood)
         metrics["completion/length"] = float(batch.loss_mask.sum()) / len(batch)
 
@@ -52,7 +66,13 @@ class SFT:
             metrics["eval/accuracy"] = accuracy([s for group in groups for s in group.scores])
             finished = metrics["eval/accuracy"] >= stop.accuracy
         metrics |= watch.metrics()
-        return StepResult(metrics, finished=finished, stream=self.parts.stream.state())
+        return StepResult(metrics, finished=finished, stream=self.stream.state())
+
+    def take(self, count: int) -> list[Example]:
+        """From the files, or else the task's solutions."""
+        if isinstance(self.stream, ExampleStream):
+            return self.stream.take(count)
+        return [Example(prompt, self.solution(prompt)) for prompt in self.stream.take(count)]
 
     def solution(self, prompt: Prompt) -> Completion:
         """The worked solution as a completion, ended by the end-of-sequence token, which is trained."""
@@ -83,8 +103,3 @@ class SFT:
 
     def close(self) -> None:
         pass
-
-
-def negative_log_likelihood(logprobs: Tensor, entropy: Tensor | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """-sum_t w_t log p_t, with the mean over the tokens of the update as weights."""
-    return -(logprobs * batch.weights).sum(), {}

@@ -1,0 +1,58 @@
+"""The examples of section `data`: read and checked before a model is loaded, and then a stream of them in tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from grpo_math import config
+from grpo_math.examples.raw import Kind, RawExample
+from grpo_math.examples.read import kind_of, read_examples
+from grpo_math.examples.stream import ExampleStream
+from grpo_math.examples.tokens import encoder
+from grpo_math.recipes.parts import Parts
+from grpo_math.types import UserError
+
+METHODS: dict[Kind, str] = {"sft": "example", "preference": "pair", "kto": "labelled"}  # of Encoder
+
+
+def examples_of(cfg: config.Common) -> list[RawExample]:
+    """All examples of the files; none where the run has no `data`. Raises UserError, with file:line."""
+    data = cfg.data if isinstance(cfg, config.SFT | config.Preference) else None
+    if data is None:
+        return []
+    found = read_examples(data, kind_of(cfg))
+    if isinstance(cfg, config.Preference):
+        check_behaviour(cfg, found.rows)
+    if found.report:
+        print(found.report)
+    return found.rows
+
+
+def check_behaviour(cfg: config.Preference, rows: Sequence[RawExample]) -> None:
+    """A loss that compares with whoever sampled the completions needs to be told what that one said of them."""
+    p3o = cfg.losses & config.BEHAVIOUR
+    needed = {"logprobs": bool(p3o) or cfg.chosen_reference == "behaviour", "reward": bool(p3o)}
+    columns = {"logprobs": "chosen_logps and rejected_logps", "reward": "chosen_reward and rejected_reward"}
+    why = f"loss.name={cfg.loss.name}" if p3o else "reference=behaviour"
+    for name in (name for name, wanted in needed.items() if wanted):
+        lacking = next((r for r in rows if any(getattr(c, name) is None for c in r.completions)), None)
+        if lacking is not None:
+            raise UserError(
+                f"{lacking.where} lacks {columns[name]}, which {why} compares with; make the file with grpo-math "
+                "sample and grpo-math filter --to pairs, which write them, or take another loss or reference"
+            )
+
+
+def example_stream(cfg: config.Common, parts: Parts, data: config.Data, stages: int = 1) -> ExampleStream[Any]:
+    """Those that fit the model's context, and data.max_length."""
+    encode = encoder(parts.policy.tokenizer, parts.policy.eos_ids)
+    room = min(parts.policy.context, data.max_length or parts.policy.context)
+    return ExampleStream(
+        parts.examples,
+        getattr(encode, METHODS[kind_of(cfg)]),
+        cfg.seed,
+        room,
+        truncate=data.too_long == "truncate",
+        parts=stages,
+    )

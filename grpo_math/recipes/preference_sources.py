@@ -1,0 +1,188 @@
+"""Where the examples of a preference run come from: files, stage by stage, or the policy's own completions, paired.
+
+Left out: batches and losses (objectives.py), and what surrounds an update (preference.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from grpo_math import config
+from grpo_math.backend.base import Metrics
+from grpo_math.examples.example import Pair
+from grpo_math.examples.stream import ExampleStream
+from grpo_math.filtering.pairs import Terms, pair_up
+from grpo_math.filtering.rules import UNDECIDED, apply, rules_of
+from grpo_math.filtering.settings import Settings
+from grpo_math.progress import bar
+from grpo_math.recipes.objectives import Objective, Sums
+from grpo_math.recipes.parts import Parts, Stopwatch, Stream, step_seed
+from grpo_math.recipes.records import completion_records, group_metrics
+from grpo_math.recipes.rounds import as_candidates, draw, read_groups, sample_round, write_groups
+from grpo_math.types import Group
+
+KNOWN_FILE = "reference.json"
+READ_AT_ONCE = 64  # pairs whose reference log-probabilities are one phase to the watchdog
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a step learns from: Pairs or Labelled. records: completions that were sampled for it."""
+
+    examples: list[Any]
+    metrics: Metrics = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Source(Protocol):
+    @property
+    def stream(self) -> Stream: ...
+
+    def take(self, step: int, watch: Stopwatch) -> Taken: ...
+
+    def save(self, path: Path) -> dict[str, Any]: ...
+
+    def load(self, path: Path, state: dict[str, Any]) -> None: ...
+
+
+class FromFiles:
+    """prompts_per_step examples a step. With stages, each has a part of them, and steps / stages steps.
+
+    With a precomputed reference, `sums` (the policy's log-probabilities) reads all of a stage when it begins."""
+
+    def __init__(
+        self, cfg: config.Preference, parts: Parts, stream: ExampleStream[Any], objective: Objective, sums: Sums
+    ) -> None:
+        self.cfg, self.parts, self.stream = cfg, parts, stream
+        self.objective, self.sums = objective, sums
+        self.known: dict[str, tuple[float, float]] = {}  # file:line -> the reference's of chosen and rejected
+
+    def take(self, step: int, watch: Stopwatch) -> Taken:
+        stage = (step - 1) * self.cfg.stages // self.cfg.steps
+        first = (step - 1) % (self.cfg.steps // self.cfg.stages) == 0
+        if self.cfg.stages > 1:
+            self.stream.part = stage
+        precomputed = self.cfg.chosen_reference == "precomputed"
+        if precomputed and first:
+            self.known = self.read_all(watch, given=stage == 0)
+        examples = self.stream.take(self.cfg.prompts_per_step)
+        if precomputed:
+            examples = [replace(pair, ref=self.known[pair.where]) for pair in examples]
+        return Taken(examples, {"data/epoch": float(self.stream.epoch), "data/stage": float(stage + 1)})
+
+    def read_all(self, watch: Stopwatch, given: bool) -> dict[str, tuple[float, float]]:
+        """The reference's log-probabilities of every pair of the stage: those that the file has (`given`), or else the
+        policy's as it is now."""
+        known: dict[str, tuple[float, float]] = {}
+        show = bar(len(self.stream.rows))
+        every = cast("ExampleStream[Pair]", self.stream).everything()
+        while pairs := list(islice(every, READ_AT_ONCE)):
+            missing = [pair for pair in pairs if pair.ref is None or not given]
+            with watch("reference"):
+                read = with_reference(missing, self.objective, self.sums)
+            known |= {pair.where: pair.ref for pair in [*pairs, *read] if pair.ref is not None}
+            show(len(known))
+        return known
+
+    def save(self, path: Path) -> dict[str, Any]:
+        if self.parts.ranks.first:
+            (path / KNOWN_FILE).write_text(json.dumps(self.known), encoding="utf-8")
+        return {}
+
+    def load(self, path: Path, state: dict[str, Any]) -> None:
+        known = json.loads((path / KNOWN_FILE).read_text(encoding="utf-8"))
+        self.known = {where: (chosen, rejected) for where, (chosen, rejected) in known.items()}
+
+
+class FromPolicy:
+    """The policy's own completions, sampled, verified and paired every online.every steps, over which the pairs are
+    spread evenly. A round without a pair, all problems being solved always or never, leaves its steps empty."""
+
+    def __init__(self, cfg: config.Preference, parts: Parts, objective: Objective, sums: Sums) -> None:
+        assert cfg.online is not None
+        self.cfg, self.parts, self.online = cfg, parts, cfg.online
+        self.objective, self.sums = objective, sums
+        self.pairs: list[Pair] = []
+        self.as_groups: list[Group] = []  # the pairs, each a group of two, for the checkpoint
+
+    @property
+    def stream(self) -> Stream:
+        assert self.parts.stream is not None
+        return self.parts.stream
+
+    def take(self, step: int, watch: Stopwatch) -> Taken:
+        cfg, online = self.cfg, self.online
+        number, within = divmod(step - 1, online.every)
+        metrics: Metrics = {}
+        records: list[dict[str, Any]] = []
+        if within == 0:
+            groups = sample_round(cfg, self.parts, cfg.prompts_per_step * online.every, number, step, watch)
+            metrics, records = (
+                group_metrics(groups, cfg.rewards or []),
+                completion_records(step, groups, [], None, None),
+            )
+            self.as_groups = paired(groups, online, step_seed(cfg.seed, "pairs", number))
+            self.pairs = [as_pair(group) for group in self.as_groups]
+            if cfg.chosen_reference == "round" and self.pairs:
+                with watch("reference"):
+                    self.pairs = with_reference(self.pairs, self.objective, self.sums)
+            metrics["round/pairs"] = float(len(self.pairs))
+        metrics["round/number"] = float(number + 1)
+        total = len(self.pairs) * online.passes
+        start, end = (total * i // online.every for i in (within, within + 1))
+        seed, count = step_seed(cfg.seed, "order", number), len(self.pairs)
+        order = [place for epoch in range(online.passes) for place in draw(count, count, epoch, seed)]
+        return Taken([self.pairs[place] for place in order[start:end]], metrics, records)
+
+    def save(self, path: Path) -> dict[str, Any]:
+        if self.parts.ranks.first:
+            write_groups(path, self.as_groups)
+        return {"reference": [pair.ref for pair in self.pairs]}
+
+    def load(self, path: Path, state: dict[str, Any]) -> None:
+        self.as_groups = read_groups(path)
+        refs = [None if ref is None else (ref[0], ref[1]) for ref in state["reference"]]
+        self.pairs = [replace(as_pair(g), ref=ref) for g, ref in zip(self.as_groups, refs, strict=True)]
+
+
+def with_reference(pairs: Sequence[Pair], objective: Objective, sums: Sums) -> list[Pair]:
+    """The pairs with what `sums` says of them as their reference."""
+    if not pairs:
+        return []
+    both = sums(objective.batch(pairs)).view(-1, 2).tolist()
+    return [replace(pair, ref=(chosen, rejected)) for pair, (chosen, rejected) in zip(pairs, both, strict=True)]
+
+
+def paired(groups: Sequence[Group], online: config.Online, seed: int) -> list[Group]:
+    """A group of two, chosen before rejected, for every pair that `grpo-math filter --to pairs` would make."""
+    settings = Settings("pairs", pair=online.pair, gap=online.gap, seed=seed).resolved()
+    pool, _ = apply([UNDECIDED], as_candidates(groups))
+    kept, _ = apply(rules_of(settings, pool), pool) if pool else ([], [])
+    terms = Terms(gap=online.gap, limit=online.pairs_per_problem)
+    found = pair_up(kept, online.pair, terms, seed).pairs if kept else []
+    every = [(g, c, s) for g in groups for c, s in zip(g.completions, g.scores, strict=True)]
+    return [
+        Group(better[0].prompt, (better[1], worse[1]), (better[2], worse[2]))
+        for better, worse in ((every[chosen.line], every[rejected.line]) for chosen, rejected in found)
+    ]
+
+
+def as_pair(group: Group) -> Pair:
+    """A group of two as training takes it, with what its sampler and its verifier said."""
+    chosen, rejected = group.completions
+    better, worse = (score.reward for score in group.scores)
+    assert better is not None
+    assert worse is not None
+    return Pair(
+        group.prompt,
+        chosen,
+        rejected,
+        behaviour=(sum(chosen.logprobs), sum(rejected.logprobs)),
+        rewards=(better, worse),
+        where=f"problem {group.prompt.problem.id}",
+    )
