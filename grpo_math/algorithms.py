@@ -116,3 +116,21 @@ def table() -> list[tuple[str, ...]]:
         parts = zip(("ratio", "surrogate", "reduction"), LOSS_PARTS[preset["loss"]["name"]], strict=True)
         rows.append((name, preset["advantage"], *(preset["loss"].get(key, part) for key, part in parts), PAPERS[name]))
     return rows
+
+
+def offline_table() -> list[tuple[str, ...]]:
+    """(algorithm, recipe, what it is short for) of the other recipes' presets that are more than a loss's name."""
+    losses = get_args(PreferenceName)
+    return [
+        (name, recipe, " ".join(f"{key}={_flow(value)}" for key, value in preset.items()), "", "", "")
+        for recipe, presets in PRESETS.items()
+        for name, preset in presets.items()
+        if recipe != "grpo" and name not in losses
+    ]
+
+
+def _flow(value: Any) -> str:
+    """As it would be written on the command line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -104,9 +104,9 @@ def latest(root: Path) -> tuple[int, Path] | None:
         # .old-step-N is whole: a kill between the two renames of `save` leaves it so, and no step-N beside it
         folders = [path for path in (root / f"step-{step}", root / f".old-step-{step}") if path.is_dir()]
         for folder in folders:
-            if (damage := _damage(folder)) is None:
+            if (found := damage(folder)) is None:
                 return step, folder
-            log.warning("checkpoint %s is damaged (%s): passed over; delete it to silence this", folder, damage)
+            log.warning("checkpoint %s is damaged (%s): passed over; delete it to silence this", folder, found)
     return None
 
 
@@ -200,7 +200,7 @@ def _write_manifest(folder: Path, step: int) -> None:
             _fsync(path)
 
 
-def _damage(folder: Path) -> str | None:
+def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, None where it is as it was saved."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]

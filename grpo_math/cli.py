@@ -201,21 +201,31 @@ def verify(
 @app.command("list")
 def list_(
     what: Annotated[
-        Literal["tasks", "prompts", "verifiers", "algorithms"], typer.Argument(help="What to list.", show_default=False)
+        Literal["tasks", "prompts", "verifiers", "algorithms", "losses"],
+        typer.Argument(help="What to list.", show_default=False),
     ],
 ) -> None:
-    """List the tasks, their prompts, the verifiers or the algorithms.
+    """List the tasks, their prompts, the verifiers, the algorithms, or the losses of preferences.
 
     \b
     Example:
       grpo-math list algorithms
     """
     from grpo_math import find
-    from grpo_math.algorithms import table
+    from grpo_math.algorithms import offline_table, table
     from grpo_math.forms import forms_of
 
     if what == "algorithms":
         rows = [("algorithm", "advantage", "ratio", "surrogate", "reduction", "paper"), *table()]
+        rows += [("",) * 6, ("algorithm", "recipe", "is short for", "", "", ""), *offline_table()]
+    elif what == "losses":
+        from grpo_math.preferences.table import PREFERENCES
+
+        rows = [("loss", "reference", "learns from", "paper")]
+        rows += [
+            (name, "yes" if m.reference else "no", "pairs" if m.paired else "labels", m.paper)
+            for name, m in PREFERENCES.items()
+        ]
     elif what == "prompts":
         modules = {name: find.find_task(name) for name in find.list_tasks()}
         named = [(task, name, form) for task, module in modules.items() for name, form in forms_of(module).items()]

@@ -201,6 +201,8 @@ class Common(Section):
                 f"rollout.engine={self.rollout.engine} would only hold memory: without a task nothing is sampled; "
                 "leave rollout out"
             )
+        if self.rewards is not None and not self.evaluation.every:
+            raise ValueError("rewards are for samples, and without a task nothing is sampled; leave rewards out")
         return self
 
     @model_validator(mode="after")

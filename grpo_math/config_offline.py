@@ -87,6 +87,11 @@ class Preference(Common):
         return frozenset(self.loss.weights)
 
     @property
+    def said(self) -> str:
+        """The loss as the user gave it."""
+        return f"loss.name={self.loss.name}" if self.loss.mix is None else f"loss.mix={dict(self.loss.mix)}"
+
+    @property
     def chosen_reference(self) -> ReferenceName:
         """What `reference` is where it is left out."""
         if self.reference is not None:
@@ -103,10 +108,25 @@ class Preference(Common):
             raise ValueError("give one of data=FILE (pairs that are there) and online.every=1 (the policy's own)")
         if self.online is not None and self.task is None:
             raise ValueError("task is missing, of which online samples the problems; set task=NAME")
+        if "kto" in self.losses and self.prompts_per_step < 2:
+            raise ValueError(
+                f"prompts_per_step={self.prompts_per_step}: kto compares with prompts that have another's completion; "
+                "set prompts_per_step=2 or more"
+            )
         if self.online is not None and self.losses.intersection(UNPAIRED):
             raise ValueError(
-                f"loss.name={self.loss.name} learns from single completions, and online makes pairs; use data=FILE "
+                f"{self.said} learns from single completions, and online makes pairs; use data=FILE "
                 "of grpo-math filter --to kto, or another loss"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_are_whole(self) -> Preference:
+        if self.online is not None and self.steps % self.online.every:
+            every = self.online.every
+            raise ValueError(
+                f"steps={self.steps} is not divisible by online.every={every}, and the last round would be sampled for "
+                f"a part of its steps; try steps={-(-self.steps // every) * every}"
             )
         return self
 
@@ -114,9 +134,9 @@ class Preference(Common):
     def _reference_fits(self) -> Preference:
         needs, kind = bool(self.losses - NO_REFERENCE), self.chosen_reference
         if needs and kind == "none":
-            raise ValueError(f"reference=none, and loss.name={self.loss.name} compares with one; leave reference out")
+            raise ValueError(f"reference=none, and {self.said} compares with one; leave reference out")
         if not needs and kind != "none":
-            raise ValueError(f"reference={kind}: loss.name={self.loss.name} compares with none; leave reference out")
+            raise ValueError(f"reference={kind}: {self.said} compares with none; leave reference out")
         if kind == "round" and self.online is None:
             raise ValueError("reference=round is the policy at the start of a round of online; set online.every too")
         if kind == "precomputed" and self.online is not None:
@@ -126,8 +146,7 @@ class Preference(Common):
             )
         if kind not in ("fixed", "none") and self.losses.intersection(UNPAIRED):
             raise ValueError(
-                f"reference={kind} is of pairs, and loss.name={self.loss.name} learns from single completions; set "
-                "reference=fixed"
+                f"reference={kind} is of pairs, and {self.said} learns from single completions; set reference=fixed"
             )
         exact = kind == "behaviour" or bool(self.losses & BEHAVIOUR)
         if exact and self.online is not None and self.sampling.temperature != 1:
@@ -183,9 +202,9 @@ class REST(Common):
     start: Literal["policy", "base"] = "policy"
     weighting: Literal["none", "reward"] = "none"
     per_problem: Count | None = None
-    choose: ChoiceName = "random"
+    choose: ChoiceName | None = None
     best_only: bool = False
-    tolerated_fall: Share | None = 0.01
+    tolerated_fall: Share | None = 0.03
 
     @property
     def steps_per_round(self) -> int:
@@ -210,4 +229,16 @@ class REST(Common):
             raise ValueError(f"thresholds={self.thresholds} do not rise; sort them")
         if self.threshold == "quantile" and not 0 <= self.thresholds[0] <= self.thresholds[-1] <= 1:
             raise ValueError(f"thresholds={self.thresholds} are to be quantiles, from 0 to 1; set threshold=reward")
+        if self.weighting == "reward" and self.threshold == "reward" and self.thresholds[0] < 0:
+            raise ValueError(
+                f"thresholds={self.thresholds} with weighting=reward would push completions of negative rewards away "
+                "without bound; begin thresholds at 0 or above, or set weighting=none"
+            )
+        if self.choose is not None and self.per_problem is None:
+            raise ValueError(f"choose={self.choose} says which per_problem=K are kept; set per_problem too")
+        if self.evaluation.every:
+            raise ValueError(
+                f"evaluation.every={self.evaluation.every}: rest measures after each round, as the rest of the section "
+                "says; leave evaluation.every out"
+            )
         return self

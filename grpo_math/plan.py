@@ -44,6 +44,8 @@ def preflight(cfg: config.Common, ranks: int = 1) -> None:
         lambda: check_writable(cfg.run_dir),
         lambda: check_ranks_fit(cfg, ranks),
     ]
+    if cfg.evaluation.task is None and (cfg.evaluation.every or isinstance(cfg, config.REST)):
+        checks.append(lambda: held_out_task(cfg))
     for key, task in (("evaluation.task", cfg.evaluation.task), ("task", cfg.task)):
         if task is not None:
             checks[:0] = [partial(check_task, task, f"{key}.path"), partial(_check_form, task, key)]
@@ -55,6 +57,19 @@ def preflight(cfg: config.Common, ranks: int = 1) -> None:
                 complaints.append(str(error))
     if complaints:
         raise UserError("\n".join(complaints))
+
+
+def held_out_task(cfg: config.Common) -> config.Task:
+    """The test split of the training task, which a single file does not have."""
+    task = cfg.task
+    assert task is not None, "a run without a task names evaluation.task"
+    why = "rest measures each round" if isinstance(cfg, config.REST) else "evaluation.every is set"
+    if task.path is not None and "{split}" not in task.path:
+        raise UserError(
+            f"{why}, but task.path={task.path} is one file and evaluation would be on the training "
+            "problems; write the split into it, as in DIR/gsm8k_{split}.jsonl, or set evaluation.task"
+        )
+    return task.model_copy(update={"split": "test", "exclude": None})
 
 
 def _check_form(task: config.Task, key: str = "task") -> None:

@@ -7,7 +7,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +40,8 @@ CHATML = (
     "{% for m in messages %}<im_start>{{ m['role'] }}\n{{ m['content'] }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}<im_start>assistant\n{% endif %}"
 )
+# once the assistant has spoken, something else stands where it was to speak
+THINKING = CHATML.replace("{% if add_generation_prompt %}<im_start>assistant\n", "{% if add_generation_prompt %}<t>")
 
 
 def user(text: str) -> dict[str, str]:
@@ -86,6 +90,15 @@ def chat_encoder(template: str = CHATML, bos: str | None = None, ends: tuple[int
     tokenizer.chat_template = template
     tokenizer.bos_token = bos
     return encoder(tokenizer, frozenset(ends or [tokenizer.eos_token_id]))
+
+
+def letter_tokenizer(space: bool = True) -> PreTrainedTokenizerBase:
+    """It drops what is no small letter, and with `space` puts one before a text, as Llama's does."""
+    letters = {token: i for i, token in enumerate(["<eos>", "▁", *"\n:abcdefghijklmnopqrstuvwxyz"])}
+    llama = Tokenizer(BPE(letters, []))
+    if space:
+        llama.pre_tokenizer = Metaspace(prepend_scheme="first", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=llama, eos_token="<eos>")
 
 
 def decoded(encode: Encoder, ids: tuple[int, ...]) -> str:
@@ -381,7 +394,7 @@ def test_plain_text_ends_where_the_model_is_to_stop() -> None:
     assert encode.example(raw("a", "b<eos>")).completion == encode.example(raw("a", "b")).completion
     cut = RawExample("f:1", "a", (RawCompletion("b", "length"),))
     assert decoded(encode, encode.example(cut).completion.token_ids) == "b"
-    with pytest.raises(UserError, match="f:1: a completion has '<eos>' in it"):
+    with pytest.raises(UserError, match=r"^a completion has '<eos>' in it"):
         encode.example(raw("a", "b<eos>c"))
     batch = pad_rows([(example.prompt, example.completion)], [True], 0)
     assert batch.loss_mask.sum() == len(example.completion.token_ids)
@@ -421,10 +434,7 @@ def test_the_boundary_is_that_of_sampling() -> None:
     assert pair.prompt.token_ids == alone
     assert decoded(encode, pair.chosen.token_ids) == "It is blue.<eos>"
 
-    letters = {token: i for i, token in enumerate(["<eos>", "▁", *"\n:abcdefghijklmnopqrstuvwxyz"])}
-    llama = Tokenizer(BPE(letters, []))
-    llama.pre_tokenizer = Metaspace(prepend_scheme="first", split=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=llama, eos_token="<eos>")
+    tokenizer = letter_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ '<eos>' if loop.index == 2 }}{% endfor %}"
     example = encoder(tokenizer, frozenset([0])).example(raw([user("ask:\n")], [assistant("so it is")]))
     tokens = tokenizer.convert_ids_to_tokens([*example.prompt.token_ids, *example.completion.token_ids])
@@ -432,17 +442,12 @@ def test_the_boundary_is_that_of_sampling() -> None:
 
 
 def test_templates_that_do_not_fit_are_refused() -> None:
-    thinking = CHATML.replace(
-        "{% if add_generation_prompt %}<im_start>assistant\n", "{% if add_generation_prompt %}<t>"
-    )
-    with pytest.raises(
-        UserError, match=r"f:1: the chat template writes '<t>' where the assistant is to speak, and '<i"
-    ):
-        chat_encoder(thinking).example(raw([SKY], [BLUE]))
+    with pytest.raises(UserError, match=r"^the chat template writes '<t>' where the assistant is to speak, and some"):
+        chat_encoder(THINKING).example(raw([SKY], [BLUE]))
     strict = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(UserError, match="f:1: the chat template refuses the conversation: roles must alternate"):
+    with pytest.raises(UserError, match=r"^the chat template refuses the conversation: roles must alternate"):
         chat_encoder(strict).example(raw([SKY, SKY], [BLUE]))
-    with pytest.raises(UserError, match="f:1 is a conversation, and the model's tokenizer has no chat template"):
+    with pytest.raises(UserError, match=r"^this is a conversation, and the model's tokenizer has no chat template"):
         plain_encoder().example(raw([SKY], [BLUE]))
 
 
@@ -478,6 +483,91 @@ def test_one_beginning_of_sequence_whoever_writes_it() -> None:
         assert encode.prompt(raw(sampled_from.text)).token_ids == sampled_from.token_ids
         assert encode.prompt(raw("plain")).token_ids[:2] == (0, *tokenizer("p", add_special_tokens=False)["input_ids"])
         assert 0 not in encode.example(raw("plain", "b")).completion.token_ids
+
+
+# ---- what only the tokenizer or its template refuses, found before the run begins
+
+STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+SILENT = "{% for m in messages %}{{ m['content'] if m['role'] == 'user' }}{% endfor %}"
+
+
+def letter_encoder() -> Encoder:
+    return encoder(letter_tokenizer(space=False), frozenset([0]))
+
+
+def outcome(does: Callable[[RawExample], object], row: RawExample) -> str:
+    try:
+        does(row)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("encode", "prompt", "completion", "finish", "says"),
+    [
+        (plain_encoder(), "a", "b", "stop", ""),
+        (plain_encoder(), "a", "b<eos>", "stop", ""),
+        (plain_encoder(), "a", "b<eos>c", "stop", "a completion has '<eos>' in it"),
+        (plain_encoder(), "a", "<eos>", "stop", ""),
+        (plain_encoder(), "a", "<eos>", "length", "the completion '' makes no token; delete the line"),
+        (plain_encoder(), "...", "!", "length", ""),
+        (plain_encoder(), [SKY], [BLUE], "stop", "this is a conversation, and the model's tokenizer has no chat t"),
+        (letter_encoder(), "sky", "BLUE", "stop", ""),
+        (letter_encoder(), "sky", "BLUE", "length", "the completion 'BLUE' makes no token; delete the line"),
+        (letter_encoder(), "SKY", "blue", "stop", "the prompt 'SKY' makes no token; fill it in or delete the line"),
+        (chat_encoder(), [SKY], [BLUE], "length", ""),
+        (chat_encoder(), [SKY], [assistant("yes<eos> no")], "stop", "a completion has '<eos>' in it"),
+        (chat_encoder(STRICT), [SYSTEM, SKY], [BLUE], "stop", "the chat template refuses the conversation: no system"),
+        (
+            chat_encoder(THINKING),
+            [SKY],
+            [BLUE],
+            "stop",
+            "the chat template writes '<t>' where the assistant is to speak",
+        ),
+        (chat_encoder(SILENT), [SKY], [BLUE], "stop", ""),
+        (chat_encoder(SILENT), [SKY], [BLUE], "length", "the completion 'It is blue.' makes no token; delete the li"),
+        (chat_encoder("{{ '' }}"), [SKY], [BLUE], "stop", "the prompt '' makes no token; fill it in or delete the li"),
+    ],
+)
+def test_the_check_refuses_what_cannot_be_tokenised_and_nothing_else(
+    encode: Encoder, prompt: Any, completion: Any, finish: Any, says: str
+) -> None:
+    row = RawExample("f:1", prompt, (RawCompletion(completion, finish),))
+    found = outcome(encode.check, row)
+    assert found == outcome(encode.example, row)
+    assert found.startswith(says)
+    assert bool(found) == bool(says)
+
+
+def test_plain_text_is_checked_without_making_tokens() -> None:
+    encode = plain_encoder()
+    unable = replace(encode, tokenizer=SimpleNamespace(chat_template=None))  # whoever calls it gets a TypeError
+    unable.check(raw("Sky?", "blue", "green"))
+    unable.check(RawExample("f:1", "Sky?", (RawCompletion("blue", "length"),)))
+    with pytest.raises(TypeError):
+        unable.check(raw("?!", "blue"))
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_broken_lines_are_told_when_the_stream_is_made(write: Write, checked: bool) -> None:
+    broken = PLAIN_PAIR | {"chosen": "yes<eos>yes"}
+    rows = read("preference", write(PLAIN_PAIR, broken, *[PLAIN_PAIR] * 5, broken, broken))
+    encode = plain_encoder()
+    with pytest.raises(UserError) as caught:
+        ExampleStream(rows, encode.pair, seed=0, room=99, check=encode.check if checked else None)
+    file = rows[0].where.removesuffix(":1")
+    assert str(caught.value) == (
+        f"{file}:2: a completion has '<eos>' in it, where the model would have stopped; take it out "
+        f"(and 2 more such lines, the next {file}:8)"
+    )
+    unchecked = ExampleStream(rows, encode.pair, seed=0, room=99, order="file", check=lambda _: None)
+    with pytest.raises(UserError, match=f"^{file}:2: a completion has"):
+        unchecked.take(2)
+    chat = [RawExample(f"c:{i}", [SKY], (RawCompletion([assistant(f"{i}")]),)) for i in range(1, 4)]
+    with pytest.raises(UserError, match=r"^c:1: the chat template writes .* \(and 2 more such lines, the next c:2\)$"):
+        ExampleStream(chat, chat_encoder(THINKING).example, seed=0, room=99)
 
 
 # ---- the stream

@@ -126,6 +126,8 @@ def test_what_was_cut_is_known_by_its_finish_or_its_verdict(write: Write) -> Non
         ({"logprob": -math.inf}, "logprob=-Infinity: give the completion's log-probability"),
         ({"logprob": [-0.5]}, "logprob=[-0.5]: give the completion's log-probability"),
         ({"task": 1}, "task=1: give a string"),
+        ({"logprob": -1.0, "sampling": "greedy"}, 'sampling="greedy": give an object with temperature, top_p, top_k'),
+        ({"logprob": -1.0, "sampling": {"top_p": "1"}}, 'sampling.top_p="1": give a number, or leave it out'),
     ],
 )
 def test_a_broken_field_is_refused_with_its_line(write: Write, change: dict[str, Any], says: str) -> None:
@@ -626,6 +628,30 @@ def test_log_probabilities_are_there_where_all_have_them_and_what_was_cut_is_tol
     rows, _ = run(write(right, wrong, cut, name="c.jsonl"), tmp_path / "kto.jsonl", to="kto")
     assert [row["finish_reason"] for row in rows] == ["stop", "length", "length"]
     assert not any("logps" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "own"),
+    [
+        ({"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 99, "seed": 0}, True),
+        ({"temperature": 1, "top_k": -1}, True),  # as vLLM has it
+        (None, True),
+        ({"temperature": 0.6, "top_p": 1.0, "top_k": 0}, False),
+        ({"temperature": 0.0, "top_p": 1.0, "top_k": 0}, False),
+        ({"temperature": 1.0, "top_p": 0.95, "top_k": 0}, False),
+        ({"temperature": 1.0, "top_p": 1.0, "top_k": 20}, False),
+    ],
+)
+def test_log_probabilities_of_another_distribution_than_the_policys_are_left_out(
+    write: Write, tmp_path: Path, sampling: dict[str, Any] | None, own: bool
+) -> None:
+    better, worse = line("so 7", logprob=-1.25), line("so 8", 0.0, logprob=-2.5, sampling=sampling)
+    ((pair,), shown) = run(write(better, worse), tmp_path / "pairs.jsonl", to="pairs")
+    assert [pair.get(f"{side}_logps") for side in ("chosen", "rejected")] == ([-1.25, -2.5] if own else [None, None])
+    assert ("logps is not written: 1 completions were drawn at another temperature than 1" in shown) != own
+    # no word of it where there was no log-probability to leave out
+    _, shown = run(write(better, worse | {"logprob": None}), tmp_path / "pairs.jsonl", to="pairs")
+    assert "logps" not in shown
 
 
 def test_the_summary_tells_all_that_decides_the_file(write: Write, tmp_path: Path) -> None:

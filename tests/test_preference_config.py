@@ -114,6 +114,8 @@ def test_pair_metrics(cfg: PreferenceLoss, chosen: tuple[float, ...], rejected: 
         "implicit/accuracy": (tensor(*chosen) > tensor(*rejected)).double(),
         "logprobs/chosen": tensor(-2, -6),
         "logprobs/rejected": tensor(-5, -4),
+        "logprobs/chosen_change": tensor(1, -1),
+        "logprobs/rejected_change": tensor(-1, 0),
     }
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
@@ -129,6 +131,8 @@ def test_single_metrics() -> None:
         "implicit/accuracy": tensor(1, 0, 1, 1),
         "logprobs/chosen": tensor(-2, -6, nan, nan),
         "logprobs/rejected": tensor(nan, nan, -5, -4),
+        "logprobs/chosen_change": tensor(1, -1, nan, nan),
+        "logprobs/rejected_change": tensor(nan, nan, -1, 0),
     }
     found = single_metrics(four_singles(), tensor(0.1).squeeze(), preference("kto", beta=0.5))
     assert found.keys() == wanted.keys()

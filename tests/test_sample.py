@@ -320,6 +320,8 @@ def as_a_run_logs_them(rows: list[dict[str, Any]], path: Path) -> list[dict[str,
             )
         )
     records = completion_records(1, made, [], None, None)
+    warm = completion_records(1, made, [], None, None, temperature=0.7)
+    assert warm == [record | {"logprob": None} for record in records]  # of another distribution than the policy's own
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return records
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from grpo_math.config_file import dump_config, load_config
-from grpo_math.recipes.run import refuse_another_run, run
+from grpo_math.recipes.run import run
+from grpo_math.recipes.same_run import refuse_another_run
 from grpo_math.small_model import character_tokenizer, small_model
 from grpo_math.types import UserError
 from tests.test_kill import MODEL, ROOT, write_config
@@ -82,10 +83,10 @@ def test_what_may_change_between_the_parts_of_a_run(path, changes, free):
     (run_dir / "config.yaml").write_text(dump_config(cfg))
     changed = load_config(path, [f"{key}={yaml.safe_dump(value).split()[0]}" for key, value in changes.items()])
     if free:
-        refuse_another_run(changed, "auto")
+        refuse_another_run(changed, fresh=False)
     else:
         with pytest.raises(UserError, match=next(iter(changes))):
-            refuse_another_run(changed, "auto")
+            refuse_another_run(changed, fresh=False)
 
 
 @pytest.mark.slow

@@ -7,13 +7,14 @@ and tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grpo_math import config
 from grpo_math.config_data import Data, Target, keys_for_flags
 from grpo_math.examples.columns import example_of
+from grpo_math.examples.complaints import Complaints
 from grpo_math.examples.raw import Kind, RawExample
 from grpo_math.filtering.command import filtered, table
 from grpo_math.find import nearest
@@ -24,7 +25,6 @@ Row = dict[str, Any]
 Lines = Iterable[tuple[str, Row]]  # file:line, and what stands there
 
 TARGETS: dict[Kind, Target] = {"sft": "sft", "preference": "pairs", "kto": "kto"}  # of `grpo-math filter --to`
-SHOWN = 5  # so many different complaints of a file are told
 LOADERS = {".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}  # by datasets.load_dataset's names
 
 
@@ -127,42 +127,15 @@ def _source(row: Row) -> str:
     return str(row.get("source") or f"{row['chosen_source']} and {row['rejected_source']}")
 
 
-@dataclass
-class _Complaints:
-    """What is wrong, and on which lines: the same mistake on many lines is told once."""
-
-    places: dict[str, list[str]] = field(default_factory=dict)
-    lines: int = 0
-
-    def add(self, where: str, complaint: str) -> None:
-        self.lines += 1
-        self.places.setdefault(complaint, []).append(where)
-
-    def raise_if_any(self) -> None:
-        if not self.places:
-            return
-        told = [_told(complaint, places) for complaint, places in list(self.places.items())[:SHOWN]]
-        if len(self.places) > SHOWN:
-            told.append(f"and {len(self.places) - SHOWN:,} other complaints; {self.lines:,} lines are broken")
-        raise UserError("\n".join(told))
-
-
-def _told(complaint: str, places: Sequence[str]) -> str:
-    more = f" (and {len(places) - 1:,} more such lines, the next {places[1]})" if len(places) > 1 else ""
-    return f"{places[0]}: {complaint}{more}"
-
-
 def _converted(kind: Kind, lines: Lines) -> list[RawExample]:
     rows: list[RawExample] = []
-    complaints = _Complaints()
+    complaints = Complaints()
     once: dict[str, str] = {}  # equal prompts are one object: a million pairs of a thousand problems fit into memory
     for where, row in lines:
         if isinstance(prompt := row.get("prompt"), str):
             row["prompt"] = once.setdefault(prompt, prompt)
-        try:
+        with complaints.of(where):
             rows.append(example_of(kind, row, where))
-        except UserError as error:
-            complaints.add(where, str(error))
     complaints.raise_if_any()
     assert rows  # a file without is refused by whoever reads it
     return rows

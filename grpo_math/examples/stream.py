@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 
+from grpo_math.examples.complaints import Complaints
 from grpo_math.examples.raw import RawExample
 from grpo_math.types import UserError
 
@@ -35,8 +36,9 @@ class ExampleStream(Generic[Taken]):
     room: tokens of prompt and completion together. What has more is passed over and counted in `too_long`; with
     `truncate` its completions are cut, and only what cannot be is passed over. parts: the examples in so many
     consecutive parts of the files, of which `take` draws from number `part` until another is set, which begins a first
-    epoch of its own (stepwise DPO, arXiv:2403.19270). The first example is tokenised at once, so that a chat template
-    of no use is found before the run begins."""
+    epoch of its own (stepwise DPO, arXiv:2403.19270). check: raises what `tokenise` would of an example, without making
+    its tokens; by default `tokenise` itself. All examples go through it at once, so that a broken one is found before
+    the run begins. Raises UserError with file:line of what is wrong."""
 
     def __init__(
         self,
@@ -47,10 +49,11 @@ class ExampleStream(Generic[Taken]):
         order: Order = "shuffle",
         truncate: bool = False,
         parts: int = 1,
+        check: Callable[[RawExample], object] | None = None,
     ) -> None:
         if parts > len(rows):
             raise UserError(f"{len(rows)} examples cannot be cut into {parts} parts; give more, or take fewer parts")
-        tokenise(rows[0])
+        refuse_broken(rows, check or tokenise)
         self.rows, self.tokenise, self.seed, self.room = rows, tokenise, seed, room
         self.order, self.truncate = order, truncate
         self.bounds = [len(rows) * i // parts for i in range(parts + 1)]
@@ -79,8 +82,7 @@ class ExampleStream(Generic[Taken]):
         in_a_row = 0
         while len(taken) < count:
             row = self._next()
-            fitting = self.tokenise(row).fitted(self.room, self.truncate)
-            if fitting is not None:
+            if (fitting := self._fitting(row)) is not None:
                 taken.append(fitting)
                 in_a_row = 0
                 continue
@@ -94,7 +96,7 @@ class ExampleStream(Generic[Taken]):
     def everything(self) -> Iterator[Taken]:
         """All examples of the part that fit, in the order of the files; where `take` stands does not change."""
         for row in self.rows[self.bounds[self._part] : self.bounds[self._part + 1]]:
-            if (fitting := self.tokenise(row).fitted(self.room, self.truncate)) is not None:
+            if (fitting := self._fitting(row)) is not None:
                 yield fitting
 
     def state(self) -> dict[str, Any]:
@@ -128,6 +130,12 @@ class ExampleStream(Generic[Taken]):
         self._position += 1
         return self.rows[self._indices[self._position - 1]]
 
+    def _fitting(self, row: RawExample) -> Taken | None:
+        try:
+            return self.tokenise(row).fitted(self.room, self.truncate)
+        except UserError as error:  # where `check` knows less than `tokenise`
+            raise UserError(f"{row.where}: {error}") from error
+
     def _go_to(self, part: int, epoch: int, position: int) -> None:
         self._part, self._epoch, self._position = part, epoch, position
         start, end = self.bounds[part], self.bounds[part + 1]
@@ -149,6 +157,15 @@ class ExampleStream(Generic[Taken]):
         return UserError(
             f"the checkpoint was made with {then}, now there is {now} as it was, or begin anew in another run_dir"
         )
+
+
+def refuse_broken(rows: Sequence[RawExample], check: Callable[[RawExample], object]) -> None:
+    """Raises one UserError for all the rows that `check` refuses, with file:line for each kind of mistake."""
+    complaints = Complaints()
+    for row in rows:
+        with complaints.of(row.where):
+            check(row)
+    complaints.raise_if_any()
 
 
 def fingerprint(rows: Sequence[RawExample]) -> dict[str, int]:

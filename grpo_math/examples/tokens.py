@@ -2,7 +2,8 @@
 
 So the boundary is where it is in sampling, and the chosen and the rejected one follow the very same tokens. A plain
 completion ends with the tokenizer's end-of-sequence token; one of a conversation with the template's own end of a turn,
-and what the template writes after that (often a newline) is not trained, for no sampler gets there.
+and what the template writes after that (often a newline) is not trained, for no sampler gets there. An error does not
+say which line it is about: whoever calls knows file and line.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from grpo_math.prompts import one_bos, plain_ids
 from grpo_math.types import Completion, Problem, Prompt, UserError
 
 PROBE = "PROBE"
+UNUSUAL = "\U00014400"  # a hieroglyph: a letter, and hardly in anyone's vocabulary
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Encoder:
 
     ends: every token that ends a completion, as Policy.eos_ids. end_texts: how these are written. special: the tokens
     that only a template writes out. turn_end: what stands behind the assistant's words in the template, where it is one
-    of `ends`. template_bos: whether the template writes the beginning-of-sequence token itself."""
+    of `ends`. template_bos: whether the template writes the beginning-of-sequence token itself. keeps_letters: whether
+    letters that it does not know make tokens too, as bytes or as the unknown token."""
 
     tokenizer: PreTrainedTokenizerBase
     ends: frozenset[int]
@@ -36,6 +39,7 @@ class Encoder:
     special: tuple[str, ...] = ()
     turn_end: int | None = None
     template_bos: bool = False
+    keeps_letters: bool = False
 
     def example(self, raw: RawExample) -> Example:
         prompt = self.prompt(raw)
@@ -61,36 +65,57 @@ class Encoder:
         assert raw.label is not None
         return Labelled(prompt, self.completion(raw, prompt, completion), raw.label, raw.where)
 
+    def check(self, raw: RawExample) -> None:
+        """Raises the UserError that example, pair or labelled would raise. It tokenises only where the text does not
+        tell, so that all the examples of a run can be checked before its first step."""
+        asked = self._asked(raw)
+        if not self._surely_tokens(asked):
+            self.prompt(raw)
+        for completion in raw.completions:
+            text, _ = self._answered(raw, asked, completion)
+            # a whole completion has its end token at least
+            if completion.finish_reason == "length" and (raw.chat or not self._surely_tokens(text)):
+                self.completion(raw, self.prompt(raw), completion)
+
     def prompt(self, raw: RawExample) -> Prompt:
         """Raises UserError where nothing comes of it, or the template does not take the conversation."""
-        if isinstance(raw.prompt, str):
-            text, ids = raw.prompt, self._plain_prompt(raw.prompt)
-        else:
-            text = self._render(raw.where, raw.prompt, answer=())
-            ids = self._written(text)
+        text = self._asked(raw)
+        ids = self._written(text) if raw.chat else self._plain_prompt(text)
         if not ids:
-            raise UserError(f"{raw.where}: the prompt {text[:60]!r} makes no token; fill it in or delete the line")
+            raise UserError(f"the prompt {text[:60]!r} makes no token; fill it in or delete the line")
         return Prompt(Problem(raw.problem or raw.where, raw.task, text, ""), ids, text)
 
     def completion(self, raw: RawExample, prompt: Prompt, completion: RawCompletion) -> Completion:
         """Its tokens behind the prompt's, and its text as a verifier would read it. Raises UserError."""
-        if isinstance(completion.text, str):
-            text = self._without_end(completion.text)
-            ids = self._ids(completion.text)
-            end = self.turn_end if self.turn_end is not None and self._rendered(prompt.text) else self._eos
-        else:
-            text = str(completion.text[0]["content"])
-            ids, end = self._turn(raw, prompt, completion.text), self._eos
-        if inside := next((written for written in self.end_texts if written in text), None):
-            raise UserError(
-                f"{raw.where}: a completion has {inside!r} in it, where the model would have stopped; take it out"
-            )
+        text, behind = self._answered(raw, prompt.text, completion)
+        ids, end = (self._turn(prompt, behind) if raw.chat else self._ids(behind)), self._eos
+        if not raw.chat and self.turn_end is not None and self._rendered(prompt.text):
+            end = self.turn_end
         # the first end is the last token that a sampler gets to
         at = next((i for i, token in enumerate(ids) if token in self.ends), len(ids))
         ids = ids[:at] if completion.finish_reason == "length" else (*ids, end)[: at + 1]
         if not ids:
-            raise UserError(f"{raw.where}: the completion {text[:60]!r} makes no token; delete the line")
+            raise UserError(f"the completion {text[:60]!r} makes no token; delete the line")
         return Completion(ids, (0.0,) * len(ids), text, completion.finish_reason, 0)
+
+    def _asked(self, raw: RawExample) -> str:
+        """What the model reads. Raises UserError."""
+        return raw.prompt if isinstance(raw.prompt, str) else self._render(raw.prompt, answer=())
+
+    def _answered(self, raw: RawExample, asked: str, completion: RawCompletion) -> tuple[str, str]:
+        """A completion's text as a verifier would read it, and what stands behind the prompt for it. Raises
+        UserError."""
+        if isinstance(completion.text, str):
+            text, behind = self._without_end(completion.text), completion.text
+        else:
+            text, behind = str(completion.text[0]["content"]), self._added(raw, asked, completion.text)
+        if inside := next((written for written in self.end_texts if written in text), None):
+            raise UserError(f"a completion has {inside!r} in it, where the model would have stopped; take it out")
+        return text, behind
+
+    def _surely_tokens(self, text: str) -> bool:
+        """Whether a text makes a token, whatever it says; False where only tokenising it tells."""
+        return self.keeps_letters and any(map(str.isalnum, text))
 
     @property
     def _eos(self) -> int:
@@ -114,30 +139,30 @@ class Encoder:
             return self._written(text)
         return plain_ids(text, self.tokenizer)
 
-    def _turn(self, raw: RawExample, prompt: Prompt, answer: Iterable[Message]) -> tuple[int, ...]:
+    def _added(self, raw: RawExample, asked: str, answer: Iterable[Message]) -> str:
         """What the template adds to the prompt for the assistant's turn, up to the end of the turn."""
         assert not isinstance(raw.prompt, str)
-        whole = self._render(raw.where, raw.prompt, answer)
-        if not whole.startswith(prompt.text):
-            alike = common_beginning(prompt.text, whole)
-            at = prompt.text.rfind("\n", 0, alike) + 1
+        whole = self._render(raw.prompt, answer)
+        if not whole.startswith(asked):
+            alike = common_beginning(asked, whole)
+            at = asked.rfind("\n", 0, alike) + 1
             raise UserError(
-                f"{raw.where}: the chat template writes {prompt.text[at:][:40]!r} where the assistant is to speak, and "
-                f"{whole[at:][:40]!r} once it has spoken: what it learns would not follow what it is asked with. "
-                "Change the tokenizer's chat_template, or give prompt and completion as plain text, rendered by you"
+                f"the chat template writes {asked[at:][:40]!r} where the assistant is to speak, and something else "
+                "once it has spoken: what it learns would not follow what it is asked with. Change the tokenizer's "
+                "chat_template, or give prompt and completion as plain text, rendered by you"
             )
-        whole = whole.rstrip()
-        ids, start = self._written(whole), len(prompt.token_ids)
-        # in one piece, for some tokenizers put a space before whatever comes first; apart where a token spans the two
-        if ids[:start] != prompt.token_ids:
-            return self._ids(whole[len(prompt.text) :])
-        return ids[start:]
+        return whole.rstrip()[len(asked) :]
 
-    def _render(self, where: str, messages: Iterable[Message], answer: Iterable[Message]) -> str:
+    def _turn(self, prompt: Prompt, behind: str) -> tuple[int, ...]:
+        ids, start = self._written(prompt.text + behind), len(prompt.token_ids)
+        # in one piece, for some tokenizers put a space before whatever comes first; apart where a token spans the two
+        return ids[start:] if ids[:start] == prompt.token_ids else self._ids(behind)
+
+    def _render(self, messages: Iterable[Message], answer: Iterable[Message]) -> str:
         if not self.tokenizer.chat_template:
             raise UserError(
-                f"{where} is a conversation, and the model's tokenizer has no chat template; give prompts and "
-                "completions as plain text, or a model with a template"
+                "this is a conversation, and the model's tokenizer has no chat template; give prompts and completions "
+                "as plain text, or a model with a template"
             )
         answer = list(answer)
         try:
@@ -145,7 +170,7 @@ class Encoder:
                 [*messages, *answer], add_generation_prompt=not answer, tokenize=False
             )
         except TemplateError as error:
-            raise UserError(f"{where}: the chat template refuses the conversation: {error}; mend the line") from error
+            raise UserError(f"the chat template refuses the conversation: {error}; mend the line") from error
         assert isinstance(text, str)
         return text
 
@@ -160,11 +185,12 @@ def encoder(tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> Encoder
     special = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     end_texts = tuple(str(tokenizer.decode([end])) for end in sorted(ends))
     plain = Encoder(tokenizer, ends, end_texts, special)
+    plain = replace(plain, keeps_letters=bool(plain._ids(UNUSUAL)))
     if not tokenizer.chat_template:
         return plain
     asked: list[Message] = [{"role": "user", "content": PROBE}]
     try:
-        text = plain._render("", asked, [{"role": "assistant", "content": PROBE}])
+        text = plain._render(asked, [{"role": "assistant", "content": PROBE}])
     except UserError:  # a template of other conversations than these; what it refuses is told where a file has it
         return plain
     behind = plain._ids(text.rpartition(PROBE)[2])

@@ -20,8 +20,9 @@ class Candidate:
 
     reward: None where the verdict is undecided. tokens, policy_version: None where the file does not say. task, model,
     finish_reason: "" where it does not say. truncated: cut at its token limit, and so without an end-of-sequence token.
-    logprob: of the whole completion, in nats, under what sampled it; None where the file does not say. file, line:
-    where it stands.
+    logprob: of the whole completion, in nats, under the policy that sampled it; None where the file does not say.
+    reshaped: the file's is of another distribution (temperature, top_p, top_k), and logprob None. file, line: where it
+    stands.
     """
 
     file: str
@@ -39,6 +40,7 @@ class Candidate:
     policy_version: int | None = None
     finish_reason: str = ""
     logprob: float | None = None
+    reshaped: bool = False
 
     @property
     def source(self) -> str:

@@ -68,7 +68,7 @@ def filtered(paths: Sequence[Path], settings: Settings) -> Filtered:
     if not kept:
         raise UserError(emptied(counts, pool) + "\n" + table(counts))
     result = TARGETS[s.to](kept, s, good_reward(s, pool))
-    result.notes = [*several_prompts(candidates), *idle_quantile(s, pool), *result.notes]
+    result.notes = [*several_prompts(candidates), *idle_quantile(s, pool), *result.notes, *without_logps(kept)]
     return Filtered(s, inputs, counts, result)
 
 
@@ -149,6 +149,16 @@ def several_prompts(candidates: Sequence[Candidate]) -> list[str]:
     if not count:
         return []
     return [f"{count:,} problems were asked with more than one prompt; each prompt counts as a problem by itself"]
+
+
+def without_logps(kept: Sequence[Candidate]) -> list[str]:
+    count = sum(c.reshaped for c in kept)
+    if not count:
+        return []
+    return [
+        f"logps is not written: {count:,} completions were drawn at another temperature than 1, or with top_p or "
+        "top_k, and their log-probabilities are not the model's own"
+    ]
 
 
 def idle_quantile(s: Settings, pool: Sequence[Candidate]) -> list[str]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,13 @@ from grpo_math.types import UserError
 
 NEEDED = ("problem", "prompt", "completion", "reward", "reason")
 FINISHES = ("stop", "length")
+# What leaves a model's distribution as it is. At temperature 0 the log-probabilities are those of temperature 1, but
+# the completion is no draw from it.
+AS_IT_IS: dict[str, Callable[[float], bool]] = {
+    "temperature": lambda value: value == 1,
+    "top_p": lambda value: value >= 1,
+    "top_k": lambda value: value <= 0,  # vLLM's "off" is -1
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,8 @@ def _candidate(file: str, line: int, row: Mapping[str, Any], prompts: dict[str, 
     prompt = _text(where, row, "prompt")
     reason = _text(where, row, "reason")
     finish = _finish(where, row)
+    logprob = _logprob(where, row)
+    reshaped = logprob is not None and _reshaped(where, row)
     return Candidate(
         file=file,
         line=line,
@@ -91,7 +100,8 @@ def _candidate(file: str, line: int, row: Mapping[str, Any], prompts: dict[str, 
         model=sys.intern(_text(where, row, "model") if row.get("model") is not None else ""),
         policy_version=_whole(where, row, "policy_version"),
         finish_reason=finish,
-        logprob=_logprob(where, row),
+        logprob=None if reshaped else logprob,
+        reshaped=reshaped,
     )
 
 
@@ -137,6 +147,24 @@ def _logprob(where: str, row: Mapping[str, Any]) -> float | None:
             "0, or leave it out"
         )
     return float(value)
+
+
+def _reshaped(where: str, row: Mapping[str, Any]) -> bool:
+    """Whether a line says that it was drawn from another distribution than the model's own. One that does not say is
+    taken to be drawn from that."""
+    sampling = row.get("sampling")
+    if sampling is None:
+        return False
+    if not isinstance(sampling, dict):
+        raise UserError(f"{where}: sampling={_shown(sampling)}: give an object with {', '.join(AS_IT_IS)}, or nothing")
+    return not all(as_it_is(_setting(where, sampling, name)) for name, as_it_is in AS_IT_IS.items() if name in sampling)
+
+
+def _setting(where: str, sampling: Mapping[str, Any], name: str) -> float:
+    value = sampling[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where}: sampling.{name}={_shown(value)}: give a number, or leave it out")
+    return value
 
 
 def _whole(where: str, row: Mapping[str, Any], name: str) -> int | None:

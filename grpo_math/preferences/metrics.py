@@ -52,26 +52,20 @@ def pair_metrics(pairs: Pairs, cfg: PreferenceLoss) -> dict[str, Tensor]:
 
 
 def changes(pairs: Pairs) -> dict[str, Tensor]:
-    """logprobs/{chosen,rejected}_change: log pi - log pi_ref of the completion; kl/ref: the mean of both per token.
-
-    (P,) each, detached. kl/ref estimates KL(pi || pi_ref) (k1) only as far as the completions are the policy's own."""
+    """logprobs/{chosen,rejected}_change: log pi - log pi_ref of the completion, in nats; (P,) each, detached."""
     with torch.no_grad():
         chosen, rejected = rewards.log_ratios(pairs)
-        return {
-            "logprobs/chosen_change": chosen,
-            "logprobs/rejected_change": rejected,
-            "kl/ref": (chosen / pairs.chosen_tokens + rejected / pairs.rejected_tokens) / 2,
-        }
+        return {"logprobs/chosen_change": chosen, "logprobs/rejected_change": rejected}
 
 
 def single_metrics(singles: Singles, baseline: Tensor, cfg: PreferenceLoss) -> dict[str, Tensor]:
-    """implicit/{chosen,rejected,accuracy} and logprobs/{chosen,rejected}, (B,) each, detached.
+    """implicit/{chosen,rejected,accuracy}, logprobs/{chosen,rejected} and their _change; (B,) each, detached.
 
     NaN in `chosen` for an undesirable completion and in `rejected` for a desirable one: average with nanmean, as the
     two classes have means of their own. accuracy: 1 where the reward is on its label's side of the baseline."""
     with torch.no_grad():
         reward = single_rewards(singles, cfg)
-        desirable = singles.label.bool()
+        desirable, change = singles.label.bool(), singles.logprobs - singles.ref_logprobs
         right = (LOGITS[cfg.name](singles, baseline, cfg) > 0) == desirable
         return {
             "implicit/chosen": reward.masked_fill(~desirable, torch.nan),
@@ -79,6 +73,8 @@ def single_metrics(singles: Singles, baseline: Tensor, cfg: PreferenceLoss) -> d
             "implicit/accuracy": right.to(reward.dtype),
             "logprobs/chosen": singles.logprobs.masked_fill(~desirable, torch.nan),
             "logprobs/rejected": singles.logprobs.masked_fill(desirable, torch.nan),
+            "logprobs/chosen_change": change.masked_fill(~desirable, torch.nan),
+            "logprobs/rejected_change": change.masked_fill(desirable, torch.nan),
         }
 
 

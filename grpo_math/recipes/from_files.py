@@ -16,6 +16,10 @@ from grpo_math.types import UserError
 METHODS: dict[Kind, str] = {"sft": "example", "preference": "pair", "kto": "labelled"}  # of Encoder
 
 
+def learns_from_files(cfg: config.Common) -> bool:
+    return isinstance(cfg, config.SFT | config.Preference) and cfg.data is not None
+
+
 def examples_of(cfg: config.Common) -> list[RawExample]:
     """All examples of the files; none where the run has no `data`. Raises UserError, with file:line."""
     data = cfg.data if isinstance(cfg, config.SFT | config.Preference) else None
@@ -34,25 +38,32 @@ def check_behaviour(cfg: config.Preference, rows: Sequence[RawExample]) -> None:
     p3o = cfg.losses & config.BEHAVIOUR
     needed = {"logprobs": bool(p3o) or cfg.chosen_reference == "behaviour", "reward": bool(p3o)}
     columns = {"logprobs": "chosen_logps and rejected_logps", "reward": "chosen_reward and rejected_reward"}
-    why = f"loss.name={cfg.loss.name}" if p3o else "reference=behaviour"
+    why = cfg.said if p3o else "reference=behaviour"
     for name in (name for name, wanted in needed.items() if wanted):
         lacking = next((r for r in rows if any(getattr(c, name) is None for c in r.completions)), None)
         if lacking is not None:
             raise UserError(
                 f"{lacking.where} lacks {columns[name]}, which {why} compares with; make the file with grpo-math "
-                "sample and grpo-math filter --to pairs, which write them, or take another loss or reference"
+                "sample (temperature 1, top_p and top_k off) and grpo-math filter --to pairs, which write them, or "
+                "take another loss or reference"
             )
+
+
+def room_of(cfg: config.Common, parts: Parts) -> int:
+    """Tokens that prompt and completion may have together."""
+    data = cfg.data if isinstance(cfg, config.SFT | config.Preference) else None
+    return min(parts.policy.context, data.max_length if data and data.max_length else parts.policy.context)
 
 
 def example_stream(cfg: config.Common, parts: Parts, data: config.Data, stages: int = 1) -> ExampleStream[Any]:
     """Those that fit the model's context, and data.max_length."""
     encode = encoder(parts.policy.tokenizer, parts.policy.eos_ids)
-    room = min(parts.policy.context, data.max_length or parts.policy.context)
     return ExampleStream(
         parts.examples,
         getattr(encode, METHODS[kind_of(cfg)]),
         cfg.seed,
-        room,
+        room_of(cfg, parts),
         truncate=data.too_long == "truncate",
+        check=encode.check,
         parts=stages,
     )

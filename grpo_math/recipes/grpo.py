@@ -78,7 +78,7 @@ class GRPO:
         parts.engine.sleep()
         if not any(score.reward is not None for group in groups for score in group.scores):
             metrics |= watch.metrics(sampled.seconds)
-            records = completion_records(step, groups, filtered, None, None)
+            records = completion_records(step, groups, filtered, None, None, temperature=cfg.sampling.temperature)
             return StepResult(metrics, records, stream=sampled.stream)
 
         self.between_updates = False
@@ -108,8 +108,11 @@ class GRPO:
             self.move_reference_and_coefficient(metrics, step)
 
         metrics |= watch.metrics(sampled.seconds)
-        records = completion_records(step, groups, filtered, rewards, advantages)
+        records = completion_records(step, groups, filtered, rewards, advantages, temperature=cfg.sampling.temperature)
         return StepResult(metrics, records, stream=sampled.stream)
+
+    def samples_in(self, step: int) -> bool:
+        return True
 
     def sync(self, step: int) -> None:
         """Without this the next step would be sampled with old weights."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from grpo_math import config
 from grpo_math.evaluation.summary import judged, summarise
 from grpo_math.find import find_task
+from grpo_math.plan import held_out_task
 from grpo_math.problems import load_problems
 from grpo_math.prompts import prompt_maker
 from grpo_math.recipes.parts import Parts, gold_check, step_seed
@@ -33,18 +34,6 @@ class HeldOut:
         groups = self.parts.score(self.prompts, self.parts.engine.generate(self.prompts, sampling))
         summary = summarise(judged(groups), chosen.k)
         return {f"eval/{name}": float(value) for name, value in summary.items() if isinstance(value, int | float)}
-
-
-def held_out_task(cfg: config.Common) -> config.Task:
-    """The test split of the training task, which a single file does not have."""
-    task = cfg.task
-    assert task is not None, "a run without a task names evaluation.task"
-    if task.path is not None and "{split}" not in task.path:
-        raise UserError(
-            f"evaluation.every is set, but task.path={task.path} is one file and evaluation would be on the training "
-            "problems; write the split into it, as in DIR/gsm8k_{split}.jsonl, or set evaluation.task"
-        )
-    return task.model_copy(update={"split": "test", "exclude": None})
 
 
 def held_out_prompts(task: config.Task, cfg: config.Common, parts: Parts) -> list[Prompt]:

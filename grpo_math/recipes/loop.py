@@ -19,6 +19,7 @@ from grpo_math.log import Progress, RunFolder
 from grpo_math.recipes.held_out import HeldOut
 from grpo_math.recipes.parts import Parts, Recipe, StepResult, Stopwatch
 from grpo_math.recipes.records import completion_records
+from grpo_math.recipes.same_run import key_of_length
 from grpo_math.recipes.signals import stop_signals
 from grpo_math.types import EngineError
 
@@ -53,7 +54,8 @@ class Loop:
             with Stopwatch(self.parts.watchdog)("load"):
                 ended = self.restore(found[1], start)
             if ended:
-                more = "raise steps to go on, or use" if cfg.optimizer.schedule == "constant" else "use"
+                longer = key_of_length(cfg) if start >= cfg.steps else None  # else it has ended early, by itself
+                more = f"raise {longer} to go on, or use" if longer else "use"
                 print(f"{cfg.run_dir}: finished at step {start}; {more} --fresh to start over")
                 return
             print(f"{cfg.run_dir}: continuing after step {start}")
@@ -65,6 +67,8 @@ class Loop:
         stream = sys.stderr if self.parts.ranks.first else sys.stdout
         with Progress(cfg.steps, start, stream) as progress, stop_signals() as stop:
             self.phase("sync", lambda: self.recipe.sync(start))
+            if not self.recipe.samples_in(start + 1):
+                self.parts.engine.sleep()
             for step in range(start + 1, cfg.steps + 1):
                 result = self.train(step)
                 self.folder.log_completions(step, result.completions)
@@ -77,7 +81,8 @@ class Loop:
                 # a signal that one rank has got is a signal to all
                 stop.signal = self.parts.ranks.any(stop.signal)
                 last = result.finished or step == cfg.steps
-                if last or stop.signal or (cfg.checkpoint.every and step % cfg.checkpoint.every == 0):
+                due = cfg.checkpoint.every and step % cfg.checkpoint.every == 0
+                if last or stop.signal or result.worth_saving or due:
                     self.phase("checkpoint", lambda: self.save(last))  # noqa: B023 -- called at once
                 if last or stop.signal:
                     break
@@ -90,7 +95,9 @@ class Loop:
         try:
             result = self.recipe.step(step)
         except TooManyErrors as error:
-            self.folder.log_completions(step, completion_records(step, error.groups, [], None, None))
+            self.folder.log_completions(
+                step, completion_records(step, error.groups, [], None, None, temperature=self.cfg.sampling.temperature)
+            )
             raise
         except EngineError as error:
             raise EngineError(f"{error}\n{self.rescue(together=True)}") from error
@@ -102,15 +109,20 @@ class Loop:
         return result
 
     def after(self, step: int) -> Metrics:
-        """The sampler gets the new weights, and is measured with them."""
+        """The sampler gets the new weights, and is measured with them, where either is due."""
+        samples = self.recipe.samples_in(step + 1)
+        measured = self.held_out if self.held_out and step % self.cfg.evaluation.every == 0 else None
         watch = Stopwatch(self.parts.watchdog)
         metrics: Metrics = {}
         try:
-            with watch("sync"):
-                self.recipe.sync(step)
-            if self.held_out is not None and step % self.cfg.evaluation.every == 0:
+            if samples or measured:
+                with watch("sync"):
+                    self.recipe.sync(step)
+            if measured:
                 with watch("evaluate"):
-                    metrics |= self.held_out.measure()
+                    metrics |= measured.measure()
+                if not samples:
+                    self.parts.engine.sleep()
         except EngineError as error:
             raise EngineError(f"{error}\n{self.rescue(together=True)}") from error
         return metrics | watch.metrics()

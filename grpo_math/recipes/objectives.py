@@ -19,11 +19,13 @@ from torch import Tensor
 from grpo_math import config
 from grpo_math.backend.base import LossFn
 from grpo_math.batch import Batch, pad_rows
-from grpo_math.examples.example import Labelled, Pair
+from grpo_math.examples.example import Labelled, Pair, fit
+from grpo_math.kl import k3
 from grpo_math.preferences.inputs import Pairs, Singles
 from grpo_math.preferences.metrics import pair_metrics, single_metrics
 from grpo_math.preferences.table import make_preference
 from grpo_math.preferences.unpaired import RunningMean, bco_baseline, kto_baseline, single_rewards
+from grpo_math.types import Completion, Prompt
 
 Sums = Callable[[Batch], Tensor]  # log-probabilities of whole completions (B,), without gradient
 
@@ -61,8 +63,8 @@ class Paired:
             sums, weights = logprobs.sum(1), row_weights(part)[0::2]
             pairs = known.with_policy(sums[0::2], sums[1::2], part.units[0::2])
             values = self.method.loss(pairs, self.settings)
-            metrics = pair_metrics(pairs, self.settings)
-            return (values * weights).sum(), {name: (value * weights).sum() for name, value in metrics.items()}
+            metrics = {name: (v * weights).sum() for name, v in pair_metrics(pairs, self.settings).items()}
+            return (values * weights).sum(), metrics | distance(logprobs, part)
 
         return loss
 
@@ -107,13 +109,14 @@ class Known:
 class Unpaired:
     """Good completions and bad ones, each by itself, against a baseline of the whole step."""
 
-    def __init__(self, settings: config.PreferenceLoss, pad_id: int) -> None:
-        self.settings, self.pad_id = settings, pad_id
+    def __init__(self, settings: config.PreferenceLoss, pad_id: int, room: int) -> None:
+        """room: tokens that a prompt and a completion may have together."""
+        self.settings, self.pad_id, self.room = settings, pad_id, room
         self.method, self.baseline = make_preference(settings), BASELINES[settings.name]
         self.delta = RunningMean()  # bco's
 
     def batch(self, examples: Sequence[Labelled]) -> Batch:
-        return self.rows(examples, examples)
+        return self.rows([(example.prompt, example.completion) for example in examples])
 
     def loss(self, examples: Sequence[Labelled], batch: Batch, reference: Sums | None, policy: Sums) -> LossFn:
         assert reference is not None, "both kto and bco compare with a reference"
@@ -128,23 +131,27 @@ class Unpaired:
             values = self.method.loss(singles, baseline.to(device), self.settings)
             metrics = {
                 # the mean over a class, where the metric is of one alone
-                name: (value.nan_to_num() * weights).sum() * share.get(name.rpartition("/")[2], 1.0)
+                name: (value.nan_to_num() * weights).sum()
+                * share.get(name.rpartition("/")[2].removesuffix("_change"), 1.0)
                 for name, value in single_metrics(singles, baseline.to(device), self.settings).items()
             }
-            return (values * weights).sum(), metrics
+            metrics["implicit/margin"] = metrics["implicit/chosen"] - metrics["implicit/rejected"]
+            return (values * weights).sum(), metrics | distance(logprobs, part)
 
         return loss
 
-    def rows(self, prompts: Sequence[Labelled], completions: Sequence[Labelled]) -> Batch:
-        rows = [(p.prompt, c.completion) for p, c in zip(prompts, completions, strict=True)]
+    def rows(self, rows: Sequence[tuple[Prompt, Completion]]) -> Batch:
         batch = pad_rows(rows, [True] * len(rows), self.pad_id)
         return replace(batch, weights=batch.loss_mask / len(rows), units=torch.arange(len(rows)))
 
-    def mismatched(
+    def reference_point(
         self, examples: Sequence[Labelled], batch: Batch, ref: Tensor, reference: Sums, policy: Sums
     ) -> Tensor:
-        """KTO's z0, from each prompt with the next one's completion."""
-        others = self.rows(examples, [*examples[1:], examples[0]])
+        """KTO's z0, from each prompt with the completion of another one."""
+        pairs = mismatched(examples, self.room)
+        if not pairs:  # a step of one prompt alone
+            return torch.tensor(0.0)
+        others = self.rows(pairs)
         return kto_baseline(policy(others) - reference(others))
 
     def running_mean(
@@ -163,8 +170,27 @@ class Unpaired:
         self.delta = RunningMean(**state)
 
 
-BASELINES: dict[str, Callable[..., Tensor]] = {"kto": Unpaired.mismatched, "bco": Unpaired.running_mean}
-CLASSES = {"chosen": True, "rejected": False}  # the last word of a metric that is of one class
+BASELINES: dict[str, Callable[..., Tensor]] = {"kto": Unpaired.reference_point, "bco": Unpaired.running_mean}
+CLASSES = {"chosen": True, "rejected": False}  # what a metric of one class is called after
+
+
+def mismatched(examples: Sequence[Labelled], room: int) -> list[tuple[Prompt, Completion]]:
+    """Each prompt with the completion of the next example that has another prompt, cut to `room` tokens together; none
+    for what has no such example, or no room for a token of it."""
+    found = []
+    for place, example in enumerate(examples):
+        later = [*examples[place + 1 :], *examples[:place]]
+        other = next((e for e in later if e.prompt.token_ids != example.prompt.token_ids), None)
+        completion = None if other is None else fit(example.prompt, other.completion, room, truncate=True)
+        if completion is not None:
+            found.append((example.prompt, completion))
+    return found
+
+
+def distance(logprobs: Tensor, part: Batch) -> dict[str, Tensor]:
+    """kl/ref per token, (B, T), where the reference's log-probabilities are known for each and not as sums alone. An
+    estimate of KL(pi || pi_ref) as far as the completions are the policy's own."""
+    return {} if part.ref_logprobs is None else {"kl/ref": k3(logprobs.detach(), part.ref_logprobs)}
 
 
 def row_weights(part: Batch) -> Tensor:

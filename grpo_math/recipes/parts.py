@@ -34,12 +34,14 @@ MAX_TOO_LONG = 1000  # prompts in a row that do not fit: then none will
 
 @dataclass(frozen=True)
 class StepResult:
-    """finished: the recipe has reached what it was asked for before the last step. stream: where the problems stand
+    """finished: the recipe has reached what it was asked for before the last step. worth_saving: a checkpoint is due,
+    whatever checkpoint.every says. stream: where the problems stand
     after this step, which a sampler that works ahead is beyond."""
 
     metrics: Metrics
     completions: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
+    worth_saving: bool = False
     stream: dict[str, Any] = field(default_factory=dict)
 
 
@@ -59,6 +61,9 @@ class Recipe(Protocol):
     def stream(self) -> Stream: ...
 
     def step(self, step: int) -> StepResult: ...
+
+    def samples_in(self, step: int) -> bool:
+        """Whether this step samples, with the weights of the step before it."""
 
     def sync(self, step: int) -> None:
         """Let the engine sample from the weights after this step."""

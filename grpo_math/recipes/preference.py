@@ -10,6 +10,7 @@ Which source, reference and loss is chosen once, in __init__. Left out: what sur
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from grpo_math import config
 from grpo_math.batch import Batch
-from grpo_math.recipes.from_files import example_stream
+from grpo_math.recipes.from_files import example_stream, room_of
 from grpo_math.recipes.objectives import Objective, Paired, Sums, Unpaired
 from grpo_math.recipes.parts import Parts, StepResult, Stopwatch, Stream
 from grpo_math.recipes.preference_sources import FromFiles, FromPolicy, Source
@@ -31,10 +32,13 @@ class Preference:
         self.cfg, self.parts = cfg, parts
         self.between_updates = True
         unpaired = bool(cfg.losses.intersection(config.UNPAIRED))
-        self.objective: Objective = (Unpaired if unpaired else Paired)(cfg.loss, parts.policy.pad_id)
+        self.objective: Objective = (
+            Unpaired(cfg.loss, parts.policy.pad_id, room_of(cfg, parts))
+            if unpaired
+            else Paired(cfg.loss, parts.policy.pad_id)
+        )
         # held in memory only where it must be: a reference that the policy once was is read while it is
-        model = parts.backend.reference(config.KL()) if cfg.chosen_reference == "fixed" else None
-        self.model_sums = None if model is None else lambda batch: model.logprobs(batch).sum(1)
+        self.model = parts.backend.reference(config.KL()) if cfg.chosen_reference == "fixed" else None
         self.source: Source
         if cfg.data is None:
             self.source = FromPolicy(cfg, parts, self.objective, self.policy_sums)
@@ -54,6 +58,8 @@ class Preference:
             self.between_updates = False
             with watch("update"):
                 batch = self.objective.batch(taken.examples)
+                if self.model is not None:
+                    batch = replace(batch, ref_logprobs=self.model.logprobs(batch))
                 reference = self.reference_of(taken.examples)
                 loss = self.objective.loss(taken.examples, batch, reference, self.policy_sums)
                 metrics |= self.parts.backend.step(batch, loss)
@@ -68,8 +74,17 @@ class Preference:
         """What compares with these examples."""
         known = {"precomputed": "ref", "round": "ref", "behaviour": "behaviour"}.get(self.cfg.chosen_reference)
         if known is None:
-            return self.model_sums
+            return None if self.model is None else self.model_sums
         return lambda _: torch.tensor([getattr(pair, known) for pair in examples]).flatten()
+
+    def model_sums(self, batch: Batch) -> Tensor:
+        """log pi_ref(y | x) of each row (B,), in nats."""
+        assert self.model is not None
+        known = batch.ref_logprobs
+        return (self.model.logprobs(batch) if known is None else known).sum(1)
+
+    def samples_in(self, step: int) -> bool:
+        return self.source.samples_in(step)
 
     def sync(self, step: int) -> None:
         self.parts.engine.update_weights(self.parts.backend.weights(), version=step)

@@ -23,8 +23,8 @@ from grpo_math.progress import bar
 from grpo_math.recipes.objectives import Objective, Sums
 from grpo_math.recipes.parts import Parts, Stopwatch, Stream, step_seed
 from grpo_math.recipes.records import completion_records, group_metrics
-from grpo_math.recipes.rounds import as_candidates, draw, read_groups, sample_round, write_groups
-from grpo_math.types import Group
+from grpo_math.recipes.rounds import as_candidates, draw, read_round, sample_round
+from grpo_math.types import Completion, Group, Scored
 
 KNOWN_FILE = "reference.json"
 READ_AT_ONCE = 64  # pairs whose reference log-probabilities are one phase to the watchdog
@@ -42,6 +42,8 @@ class Taken:
 class Source(Protocol):
     @property
     def stream(self) -> Stream: ...
+
+    def samples_in(self, step: int) -> bool: ...
 
     def take(self, step: int, watch: Stopwatch) -> Taken: ...
 
@@ -79,15 +81,19 @@ class FromFiles:
         """The reference's log-probabilities of every pair of the stage: those that the file has (`given`), or else the
         policy's as it is now."""
         known: dict[str, tuple[float, float]] = {}
-        show = bar(len(self.stream.rows))
         every = cast("ExampleStream[Pair]", self.stream).everything()
+        total = len(self.stream.rows) // self.cfg.stages
+        show = bar(total) if self.parts.ranks.first else lambda done: None
         while pairs := list(islice(every, READ_AT_ONCE)):
             missing = [pair for pair in pairs if pair.ref is None or not given]
-            with watch("reference"):
-                read = with_reference(missing, self.objective, self.sums)
+            read = with_references(missing, self.objective, self.sums, watch)
             known |= {pair.where: pair.ref for pair in [*pairs, *read] if pair.ref is not None}
-            show(len(known))
+            show(min(len(known), total))
+        show(total)
         return known
+
+    def samples_in(self, step: int) -> bool:
+        return False
 
     def save(self, path: Path) -> dict[str, Any]:
         if self.parts.ranks.first:
@@ -107,13 +113,17 @@ class FromPolicy:
         assert cfg.online is not None
         self.cfg, self.parts, self.online = cfg, parts, cfg.online
         self.objective, self.sums = objective, sums
-        self.pairs: list[Pair] = []
-        self.as_groups: list[Group] = []  # the pairs, each a group of two, for the checkpoint
+        self.problems = cfg.prompts_per_step * cfg.online.every
+        self.number, self.pairs = -1, list[Pair]()  # the round, and its pairs
+        self.references: list[tuple[float, float]] = []  # of the round that a checkpoint is in the middle of
 
     @property
     def stream(self) -> Stream:
         assert self.parts.stream is not None
         return self.parts.stream
+
+    def samples_in(self, step: int) -> bool:
+        return (step - 1) % self.online.every == 0
 
     def take(self, step: int, watch: Stopwatch) -> Taken:
         cfg, online = self.cfg, self.online
@@ -121,68 +131,67 @@ class FromPolicy:
         metrics: Metrics = {}
         records: list[dict[str, Any]] = []
         if within == 0:
-            groups = sample_round(cfg, self.parts, cfg.prompts_per_step * online.every, number, step, watch)
-            metrics, records = (
-                group_metrics(groups, cfg.rewards or []),
-                completion_records(step, groups, [], None, None),
-            )
-            self.as_groups = paired(groups, online, step_seed(cfg.seed, "pairs", number))
-            self.pairs = [as_pair(group) for group in self.as_groups]
-            if cfg.chosen_reference == "round" and self.pairs:
-                with watch("reference"):
-                    self.pairs = with_reference(self.pairs, self.objective, self.sums)
-            metrics["round/pairs"] = float(len(self.pairs))
-        metrics["round/number"] = float(number + 1)
-        total = len(self.pairs) * online.passes
-        start, end = (total * i // online.every for i in (within, within + 1))
-        seed, count = step_seed(cfg.seed, "order", number), len(self.pairs)
+            groups = sample_round(cfg, self.parts, self.problems, number, step, watch)
+            metrics = group_metrics(groups, cfg.rewards or [])
+            records = completion_records(step, groups, [], None, None, temperature=cfg.sampling.temperature)
+            self.pairs = paired(groups, online, step_seed(cfg.seed, "pairs", number))
+            if cfg.chosen_reference == "round":
+                self.pairs = with_references(self.pairs, self.objective, self.sums, watch)
+            if not self.pairs:
+                print(
+                    f"step {step}: none of {len(groups):,} problems has a pair; nothing is learnt until the next round"
+                )
+        elif self.number != number:  # the run goes on in the middle of a round
+            groups = read_round(cfg, self.problems, number)
+            self.pairs = paired(groups, online, step_seed(cfg.seed, "pairs", number))
+            if self.references:
+                self.pairs = [replace(p, ref=ref) for p, ref in zip(self.pairs, self.references, strict=True)]
+        self.number = number
+        count, seed = len(self.pairs), step_seed(cfg.seed, "order", number)
         order = [place for epoch in range(online.passes) for place in draw(count, count, epoch, seed)]
+        start, end = (len(order) * i // online.every for i in (within, within + 1))
+        metrics |= {"round/number": float(number + 1), "round/pairs": float(count)}
         return Taken([self.pairs[place] for place in order[start:end]], metrics, records)
 
     def save(self, path: Path) -> dict[str, Any]:
-        if self.parts.ranks.first:
-            write_groups(path, self.as_groups)
-        return {"reference": [pair.ref for pair in self.pairs]}
+        return {"references": [pair.ref for pair in self.pairs if pair.ref is not None]}
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
-        self.as_groups = read_groups(path)
-        refs = [None if ref is None else (ref[0], ref[1]) for ref in state["reference"]]
-        self.pairs = [replace(as_pair(g), ref=ref) for g, ref in zip(self.as_groups, refs, strict=True)]
+        self.references = [(chosen, rejected) for chosen, rejected in state["references"]]
 
 
-def with_reference(pairs: Sequence[Pair], objective: Objective, sums: Sums) -> list[Pair]:
+def with_references(pairs: Sequence[Pair], objective: Objective, sums: Sums, watch: Stopwatch) -> list[Pair]:
     """The pairs with what `sums` says of them as their reference."""
-    if not pairs:
-        return []
-    both = sums(objective.batch(pairs)).view(-1, 2).tolist()
-    return [replace(pair, ref=(chosen, rejected)) for pair, (chosen, rejected) in zip(pairs, both, strict=True)]
+    read: list[Pair] = []
+    for start in range(0, len(pairs), READ_AT_ONCE):
+        some = pairs[start : start + READ_AT_ONCE]
+        with watch("reference"):
+            both = sums(objective.batch(some)).view(-1, 2).tolist()
+        read += [replace(pair, ref=(chosen, rejected)) for pair, (chosen, rejected) in zip(some, both, strict=True)]
+    return read
 
 
-def paired(groups: Sequence[Group], online: config.Online, seed: int) -> list[Group]:
-    """A group of two, chosen before rejected, for every pair that `grpo-math filter --to pairs` would make."""
+def paired(groups: Sequence[Group], online: config.Online, seed: int) -> list[Pair]:
+    """The pairs that `grpo-math filter --to pairs` would make of these completions."""
     settings = Settings("pairs", pair=online.pair, gap=online.gap, seed=seed).resolved()
     pool, _ = apply([UNDECIDED], as_candidates(groups))
     kept, _ = apply(rules_of(settings, pool), pool) if pool else ([], [])
     terms = Terms(gap=online.gap, limit=online.pairs_per_problem)
     found = pair_up(kept, online.pair, terms, seed).pairs if kept else []
     every = [(g, c, s) for g in groups for c, s in zip(g.completions, g.scores, strict=True)]
-    return [
-        Group(better[0].prompt, (better[1], worse[1]), (better[2], worse[2]))
-        for better, worse in ((every[chosen.line], every[rejected.line]) for chosen, rejected in found)
-    ]
+    return [as_pair(every[chosen.line], every[rejected.line]) for chosen, rejected in found]
 
 
-def as_pair(group: Group) -> Pair:
-    """A group of two as training takes it, with what its sampler and its verifier said."""
-    chosen, rejected = group.completions
-    better, worse = (score.reward for score in group.scores)
-    assert better is not None
-    assert worse is not None
+def as_pair(better: tuple[Group, Completion, Scored], worse: tuple[Group, Completion, Scored]) -> Pair:
+    """Two siblings as training takes them, with what their sampler and their verifier said."""
+    (group, chosen, good), (_, rejected, bad) = better, worse
+    assert good.reward is not None
+    assert bad.reward is not None
     return Pair(
         group.prompt,
         chosen,
         rejected,
         behaviour=(sum(chosen.logprobs), sum(rejected.logprobs)),
-        rewards=(better, worse),
+        rewards=(good.reward, bad.reward),
         where=f"problem {group.prompt.problem.id}",
     )

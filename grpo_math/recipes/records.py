@@ -23,8 +23,12 @@ def completion_records(
     filtered: Sequence[Group],
     rewards: Tensor | None,
     advantages: Tensor | None,
+    *,
+    temperature: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Every completion that was sampled. rewards and advantages: (P, G) of `groups`, which were trained on.
+    temperature: of sampling. At another than 1 the sampler's log-probabilities are not those of the policy itself, and
+    `logprob` is null.
 
     The names are those of `grpo-math sample` wherever both know the fact, so that `grpo-math filter` takes either file.
     What is the same for the whole run (model, sampling) is in its config.yaml, and token_ids and logprobs are left out:
@@ -54,7 +58,7 @@ def completion_records(
                     "advantage": float(advantages[p, g]) if used and advantages is not None else None,
                     "filtered": p >= len(groups),
                     "policy_version": completion.policy_version,
-                    "logprob": summed(completion.logprobs),
+                    "logprob": summed(completion.logprobs) if temperature == 1.0 else None,
                 }
             )
     return records

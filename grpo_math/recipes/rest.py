@@ -12,6 +12,7 @@ one's, and caps the solutions of a problem. Best-of-n imitation is one round of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,10 +30,8 @@ from grpo_math.losses import negative_log_likelihood, token_mean
 from grpo_math.recipes.held_out import HeldOut
 from grpo_math.recipes.parts import Parts, StepResult, Stopwatch, Stream, step_seed
 from grpo_math.recipes.records import completion_records, group_metrics
-from grpo_math.recipes.rounds import as_candidates, draw, read_groups, sample_round, write_groups
+from grpo_math.recipes.rounds import ROUNDS, as_candidates, draw, read_round, sample_round
 from grpo_math.types import Completion, Group, Prompt, UserError
-
-ROUNDS = "rounds"  # run_dir/rounds/step-N is the model after round N, step-0 the one before the first
 
 Row = tuple[Prompt, Completion, float]  # and its reward
 
@@ -46,7 +45,7 @@ class REST:
         self.held_out = HeldOut(cfg, parts)
         self.folder = Path(cfg.run_dir) / ROUNDS
         self.groups: list[Group] = []  # of the round
-        self.rows: list[Row] = []  # of the Improve step
+        self.rows: list[Row] | None = None  # of the Improve step
         self.scores: list[float] = []  # held-out accuracy before the first round and after each
 
     @property
@@ -65,49 +64,62 @@ class REST:
             self.finish_round(0, watch)
         if within == 0:
             self.groups = sample_round(cfg, self.parts, cfg.problems, number, step, watch)
-            records = completion_records(step, self.groups, [], None, None)
+            records = completion_records(step, self.groups, [], None, None, temperature=cfg.sampling.temperature)
             metrics |= group_metrics(self.groups, cfg.rewards or [])
             metrics["round/accuracy_before"] = self.scores[-1]
         self.between_updates = False
         if within == 0 and cfg.start == "base" and number > 0:
             with watch("restart"):
-                self.parts.backend.load(self.folder / "step-0")
-        if update == 0 or not self.rows:
-            self.rows = self.chosen(improve)
+                self.restore(0)
+        if update == 0 or self.rows is None:
+            self.rows = self.chosen(number, improve)
 
-        with watch("update"):
-            places = draw(len(self.rows), cfg.prompts_per_step, update, step_seed(cfg.seed, "improve", number, improve))
-            batch = self.batch([self.rows[place] for place in places])
-            metrics |= self.parts.backend.step(batch, negative_log_likelihood)
+        if self.rows:
+            with watch("update"):
+                seed = step_seed(cfg.seed, "improve", number, improve)
+                places = draw(len(self.rows), cfg.prompts_per_step, update, seed)
+                batch = self.batch([self.rows[place] for place in places])
+                metrics |= self.parts.backend.step(batch, negative_log_likelihood)
         metrics["round/kept"] = float(len(self.rows))
 
-        finished = False
-        if within == cfg.steps_per_round - 1:
+        finished, last = False, within == cfg.steps_per_round - 1
+        if last:
             self.sync(step)
             metrics |= self.finish_round(number + 1, watch)
             finished = self.fell()
-        return StepResult(metrics | watch.metrics(), records, finished, self.stream.state())
+        return StepResult(metrics | watch.metrics(), records, finished, worth_saving=last, stream=self.stream.state())
 
-    def chosen(self, improve: int) -> list[Row]:
-        """What an Improve step learns from. Raises UserError where nothing is as good as its threshold."""
+    def samples_in(self, step: int) -> bool:
+        return (step - 1) % self.cfg.steps_per_round == 0
+
+    def chosen(self, number: int, improve: int) -> list[Row]:
+        """What an Improve step learns from. Where nothing is as good as its threshold it learns nothing; where that is
+        the run's first, UserError."""
         cfg, threshold = self.cfg, self.cfg.thresholds[improve]
-        pool, _ = apply([UNDECIDED], as_candidates(self.groups))
+        if not self.groups:  # the run goes on in the middle of a round
+            self.groups = read_round(cfg, cfg.problems, number)
+        pool, counts = apply([UNDECIDED], as_candidates(self.groups))
         settings = Settings(
             "sft",
             min_reward=threshold if cfg.threshold == "reward" else None,
             quantile=threshold if cfg.threshold == "quantile" else None,
             per_problem=cfg.per_problem,
-            choose=cfg.choose if cfg.per_problem is not None else None,
+            choose=cfg.choose,
             seed=cfg.seed,
         ).resolved()
-        kept, _ = apply(rules_of(settings, pool), best_of_each(pool) if cfg.best_only else pool)
+        kept: list[Candidate] = []
+        if pool:
+            kept, more = apply(rules_of(settings, pool), best_of_each(pool) if cfg.best_only else pool)
+            counts += more
         if not kept:
-            rewards = [c.score for c in pool] or [float("nan")]
-            raise UserError(
-                f"thresholds={cfg.thresholds}: none of {len(pool):,} completions has {threshold:g} or more and an end "
-                f"(rewards are from {min(rewards):g} to {max(rewards):g}); lower thresholds.{improve}, sample more "
-                "(problems, group_size), or start from a model that solves some"
-            )
+            dropped = ", ".join(f"{count.rule}: {count.dropped:,}" for count in counts)
+            what = f"round {number + 1}, thresholds={cfg.thresholds}: {threshold:g} leaves nothing to learn from"
+            if (number, improve) == (0, 0):
+                raise UserError(
+                    f"{what} ({dropped}); lower thresholds.0, sample more (problems, group_size, sampling.max_tokens), "
+                    "or start from a model that solves some"
+                )
+            print(f"{what} ({dropped}); this Improve step is passed over")
         every = [(g.prompt, c, s.reward) for g in self.groups for c, s in zip(g.completions, g.scores, strict=True)]
         return [(prompt, completion, reward or 0.0) for prompt, completion, reward in (every[c.line] for c in kept)]
 
@@ -125,33 +137,42 @@ class REST:
             metrics = self.held_out.measure()
         self.scores.append(metrics["eval/accuracy"])
         with watch("checkpoint"):
-            keep = self.cfg.rounds + 1
-            checkpoint.save(self.folder, number, self.parts.backend.save, keep, ranks=self.parts.ranks)
+            # one that is saved again after a kill must not take the later ones for newer
+            checkpoint.save(self.folder, number, self.parts.backend.save, number + 1, ranks=self.parts.ranks)
         return metrics
+
+    def restore(self, number: int) -> None:
+        """Back to the model after that round, with its optimizer."""
+        path = self.folder / f"step-{number}"
+        if damage := self.parts.ranks.tell(lambda: checkpoint.damage(path)):
+            raise UserError(
+                f"{path}, which the run goes back to, is damaged ({damage}); put a good copy there, or use --fresh to "
+                "start over"
+            )
+        self.parts.backend.load(path)
 
     def fell(self) -> bool:
         """Whether the round made it worse; then the best round's model is put back, and the run is at its end."""
-        best = max(range(len(self.scores)), key=lambda number: self.scores[number])
+        measured = [score if score == score else -math.inf for score in self.scores]  # NaN where nothing was judged
+        best = measured.index(max(measured))
         tolerated, last = self.cfg.tolerated_fall, len(self.scores) - 1
-        if tolerated is None or self.scores[last] >= self.scores[best] - tolerated:
+        if tolerated is None or not self.scores[last] < self.scores[best] - tolerated:
             return False
         print(
             f"round {last}: held-out accuracy fell from {self.scores[best]:.3f} (round {best}) to "
             f"{self.scores[last]:.3f}: the run ends with the model of round {best}"
         )
-        self.parts.backend.load(self.folder / f"step-{best}")
+        self.restore(best)
         return True
 
     def sync(self, step: int) -> None:
         self.parts.engine.update_weights(self.parts.backend.weights(), version=step)
 
     def save(self, path: Path) -> dict[str, Any]:
-        if self.parts.ranks.first:
-            write_groups(path, self.groups)
         return {"scores": self.scores}
 
     def load(self, path: Path, state: dict[str, Any], step: int) -> None:
-        self.groups, self.scores, self.rows = read_groups(path), state["scores"], []
+        self.scores = state["scores"]
 
     def close(self) -> None:
         pass

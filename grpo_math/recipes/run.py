@@ -16,23 +16,24 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 
 from grpo_math import checkpoint, config
 from grpo_math.backend.make import starting_policy
-from grpo_math.config_file import dump_config, flat
+from grpo_math.config_file import dump_config
 from grpo_math.log import CHECKPOINTS, COMPLETIONS, METRICS, ReadOnlyFolder, RunFolder
 from grpo_math.plan import check_packages, isolation_of, preflight, resolve_rewards
 from grpo_math.policy import pick_device
 from grpo_math.problems import load_problems
 from grpo_math.rank_checks import check_ranks
 from grpo_math.ranks import Ranks, join, leave
-from grpo_math.recipes.from_files import examples_of
+from grpo_math.recipes.from_files import examples_of, learns_from_files
 from grpo_math.recipes.grpo import GRPO
 from grpo_math.recipes.loop import MODEL_LINK, Loop
 from grpo_math.recipes.parts import Parts, Recipe, Stopwatch, build_parts, gold_check
 from grpo_math.recipes.preference import Preference
-from grpo_math.recipes.rest import REST, ROUNDS
+from grpo_math.recipes.rest import REST
+from grpo_math.recipes.rounds import ROUNDS
+from grpo_math.recipes.same_run import refuse_another_run
 from grpo_math.recipes.sft import SFT
 from grpo_math.recipes.watchdog import Watchdog
 from grpo_math.types import UserError
@@ -44,24 +45,6 @@ RECIPES: dict[type[config.Common], Callable[[Any, Parts], Recipe]] = {
     config.Preference: Preference,
     config.REST: REST,
 }
-# what may change between the parts of one run: none of it changes what a step computes, but for rounding
-FREE_TO_CHANGE = (
-    "run_dir",
-    "checkpoint.",
-    "evaluation.",
-    "scoring.",
-    "sandbox.require",
-    "sandbox.at_most",
-    "phase_timeout_s",
-    "micro_batch_tokens",
-    "rollout.max_rows",
-    "backend.logprob_chunk",
-    "backend.gradient_checkpointing",
-    "backend.packing",
-    "backend.deepspeed.",
-    "rollout.vllm.",
-    "rollout.server.",
-)
 
 
 def run(cfg: config.Common, resume: Resume = "auto") -> None:
@@ -83,13 +66,13 @@ def _run(cfg: config.Common, resume: Resume, ranks: Ranks) -> None:
     check_packages(cfg)
     check_ranks(ranks, cfg)
     cfg = cfg.model_copy(update={"rewards": resolve_rewards(cfg)})
-    ranks.tell(lambda: refuse_another_run(cfg, resume))
+    ranks.tell(lambda: refuse_another_run(cfg, fresh=resume == "never"))
     found = ranks.tell(lambda: newest(cfg, resume))
     pick_device(cfg.backend.device)
     source = None if cfg.task is None else load_problems(cfg.task, gold_check(cfg))
-    if source is not None:
+    if source is not None and not learns_from_files(cfg):
         source.require(cfg.prompts_per_step)
-    examples = examples_of(cfg)
+    examples = ranks.together(lambda: examples_of(cfg))
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(cfg.seed)
     with Watchdog(cfg.phase_timeout_s, Path(cfg.run_dir) / f"stacks-{ranks.rank}.txt") as watchdog:
@@ -155,34 +138,6 @@ def updates_of(cfg: config.Common) -> int:
     if isinstance(cfg, config.GRPO):
         return cfg.steps * cfg.updates_per_step * cfg.passes
     return cfg.steps_per_round if isinstance(cfg, config.REST) and cfg.start == "base" else cfg.steps
-
-
-def refuse_another_run(cfg: config.Common, resume: Resume) -> None:
-    """A folder that holds a run with other settings is not gone on with in silence."""
-    written = Path(cfg.run_dir) / "config.yaml"
-    if resume == "never" or not any((Path(cfg.run_dir) / CHECKPOINTS).glob("step-*")):
-        return
-    try:
-        tree = yaml.safe_load(written.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        tree = None
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"{written} is missing or damaged, so it cannot be told whether this is the same run; put it back, or give "
-            "another run_dir, or --fresh to throw that run away"
-        )
-    before = flat(tree)
-    now = flat(yaml.safe_load(dump_config(cfg)))
-    # a schedule that falls towards the last step changes with it
-    free = FREE_TO_CHANGE + (("steps",) if cfg.optimizer.schedule == "constant" else ())
-    differing = (key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    changed = sorted(key for key in differing if not key.startswith(free))
-    if changed:
-        lines = "\n".join(f"  {key}: was {before.get(key)}, now {now.get(key)}" for key in changed)
-        raise UserError(
-            f"run_dir={cfg.run_dir} holds a run with other settings:\n{lines}\n"
-            "Give another run_dir, the old settings, or --fresh to throw that run away"
-        )
 
 
 def clear(folder: RunFolder) -> None:

@@ -63,6 +63,7 @@ class SFT:
                 completions = self.parts.engine.generate(self.held_out, sampling)
             with watch("verify"):
                 groups = self.parts.score(self.held_out, completions)
+            self.parts.engine.sleep()
             metrics["eval/accuracy"] = accuracy([s for group in groups for s in group.scores])
             finished = metrics["eval/accuracy"] >= stop.accuracy
         metrics |= watch.metrics()
@@ -91,6 +92,9 @@ class SFT:
                 f"sampling.max_tokens={len(ids)} or more"
             )
         return Completion(ids, (0.0,) * len(ids), text, "stop", 0)
+
+    def samples_in(self, step: int) -> bool:
+        return False  # but for `stop`, which sees to it itself
 
     def sync(self, step: int) -> None:
         self.parts.engine.update_weights(self.parts.backend.weights(), version=step)

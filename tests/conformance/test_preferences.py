@@ -8,7 +8,7 @@ import torch
 from grpo_math import config
 from grpo_math.backend.torch import TorchBackend
 from grpo_math.examples.example import Labelled, Pair
-from grpo_math.recipes.objectives import Paired, Unpaired
+from grpo_math.recipes.objectives import Paired, Unpaired, mismatched
 from tests.tiny import completion, prompt, tiny_policy
 
 
@@ -103,7 +103,7 @@ def test_ktos_reference_point_is_of_mismatched_pairs_and_has_no_gradient(policy)
         Labelled(prompt(policy, "3"), completion([4]), True),
     ]
     settings = config.PreferenceLoss(name="kto", beta=0.5, desirable_weight=1.5)
-    objective = Unpaired(settings, policy.pad_id)
+    objective = Unpaired(settings, policy.pad_id, room=128)
     batch = objective.batch(examples)
     asked = []
 
@@ -121,8 +121,8 @@ def test_ktos_reference_point_is_of_mismatched_pairs_and_has_no_gradient(policy)
     logprobs = policy.logprobs(batch, 1.0, 64)[0]
     value, _ = loss(logprobs, None, batch)
     now = logprobs.sum(1)
-    mismatched = objective.rows(examples, examples[1:] + examples[:1])
-    z0 = (policy.logprobs(mismatched, 1.0, 64)[0].sum(1).detach() - (ref - 1)).mean().clamp(min=0)
+    rows = objective.rows(mismatched(examples, 128))
+    z0 = (policy.logprobs(rows, 1.0, 64)[0].sum(1).detach() - (ref - 1)).mean().clamp(min=0)
     ratio = 0.5 * (now - ref - z0)
     sign, weight = torch.tensor([1.0, -1.0, 1.0]), torch.tensor([1.5, 1.0, 1.5])
     by_hand = (weight * (1 - torch.sigmoid(sign * ratio))).mean()
@@ -134,7 +134,7 @@ def test_ktos_reference_point_is_of_mismatched_pairs_and_has_no_gradient(policy)
 
 def test_the_metrics_of_labelled_examples_are_means_of_their_class_whatever_the_split(policy):
     examples = [Labelled(prompt(policy, str(i)), completion([5 + i, 2]), i % 3 == 0) for i in range(5)]
-    objective = Unpaired(config.PreferenceLoss(name="bco"), policy.pad_id)
+    objective = Unpaired(config.PreferenceLoss(name="bco"), policy.pad_id, room=128)
     batch = objective.batch(examples)
     now = policy.logprobs(batch, 1.0, 64)[0].detach()
     loss = objective.loss(examples, batch, lambda _: torch.full((5,), -11.0), lambda rows: now.sum(1))
@@ -156,3 +156,19 @@ def test_rows_that_only_keep_step_with_other_ranks_have_no_weight(policy, pairs)
     value, metrics = loss(policy.logprobs(batch, 1.0, 64)[0], None, batch)
     assert float(value) == 0
     assert all(float(part) == 0 for part in metrics.values())
+
+
+def test_a_mismatch_is_of_another_prompt_and_no_longer_than_the_model_reads(policy):
+    one, other = prompt(policy, "1+1="), prompt(policy, "a prompt of thirty characters!")
+    examples = [
+        Labelled(one, completion([9]), True),
+        Labelled(one, completion([8]), False),
+        Labelled(other, completion([7] * 40), True),
+    ]
+    pairs = mismatched(examples, room=36)
+    assert [(p, c.token_ids) for p, c in pairs] == [(one, (7,) * 32), (one, (7,) * 32), (other, (9,))]
+    assert mismatched(examples[:2], room=36) == []
+    objective = Unpaired(config.PreferenceLoss(name="kto"), policy.pad_id, room=36)
+    batch = objective.batch(examples[:2])
+    loss = objective.loss(examples[:2], batch, lambda rows: torch.zeros(2), lambda rows: torch.zeros(0))
+    assert bool(loss(policy.logprobs(batch, 1.0, 64)[0], None, batch)[0].isfinite())
