@@ -12,19 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from grpo_math import config
 from grpo_math.algorithms import PRESETS
 from grpo_math.backend.torch import TorchBackend
 from grpo_math.config_file import dump_config, load_config
 from grpo_math.config_offline import BEHAVIOUR, NO_REFERENCE
-from grpo_math.policy import Policy
+from grpo_math.policy import Policy, load_policy
 from grpo_math.preferences.table import PREFERENCES
 from grpo_math.recipes import rounds
 from grpo_math.recipes.held_out import HeldOut
 from grpo_math.recipes.rest import best_of_each
 from grpo_math.recipes.rounds import as_candidates, draw
 from grpo_math.recipes.run import RECIPES, run
+from grpo_math.reference import AdapterOff
 from grpo_math.types import UserError
 from tests.offline import RUNS, configured, distance, lines, make_setting, of_recipe, weights
 from tests.test_kill import ROOT
@@ -163,14 +165,25 @@ def test_a_round_trains_on_each_pair_as_often_as_was_asked_for(folder, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["rest_em", "iterative_dpo", "online_dpo", "kto", "sft"])
-def test_adapters_are_trained_and_the_reference_is_the_model_without(folder, tmp_path, name):
+def test_adapters_are_trained_and_the_reference_is_the_model_without(folder, tmp_path, name, monkeypatch):
     cfg = configured(folder, name, tmp_path / "run", model={"path": str(folder / "model"), "lora": {"rank": 4}})
+    reference, compared = AdapterOff.logprobs, []
+
+    def seen(self, batch):
+        values = reference(self, batch)
+        compared.append((batch, values))
+        return values
+
+    monkeypatch.setattr(AdapterOff, "logprobs", seen)
     run(cfg)
     tensors = weights(cfg)
     assert all("lora" in key for key in tensors)
     assert any(float(value.abs().max()) > 0 for key, value in tensors.items() if "lora_B" in key)
-    if name == "online_dpo":
-        assert lines(cfg)[0]["loss/total"] == pytest.approx(math.log(2), abs=1e-6)
+    # at each of four steps, by kto once more for the mismatched; the others know it, or need none
+    assert len(compared) == {"online_dpo": 4, "kto": 8}.get(name, 0)
+    base = load_policy(config.Model(path=str(folder / "model")), torch.device("cpu"))
+    for batch, said in compared:
+        torch.testing.assert_close(said, base.score(batch, 1.0, 64, 4096), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -201,8 +214,13 @@ def test_rest_em_begins_each_round_from_the_base_and_rest_does_not(folder, tmp_p
     loaded = []
     load = TorchBackend.load
     monkeypatch.setattr(TorchBackend, "load", lambda self, path: (loaded.append(path.name), load(self, path))[1])
-    run(configured(folder, "rest_em", tmp_path / "em", tolerated_fall=None))
+    optimizer = {"learning_rate": 1e-3, "schedule": "linear", "warmup_steps": 1}
+    em = configured(folder, "rest_em", tmp_path / "em", tolerated_fall=None, optimizer=optimizer)
+    run(em)
     assert loaded == ["step-0"]
+    rates = [row["optim/lr"] for row in lines(em)]
+    assert rates[:2] == rates[2:]
+    assert rates[0] < rates[1]
     loaded.clear()
     run(configured(folder, "rest", tmp_path / "rest", tolerated_fall=None))
     assert loaded == []

@@ -46,6 +46,7 @@ class REST:
         self.folder = Path(cfg.run_dir) / ROUNDS
         self.groups: list[Group] = []  # of the round
         self.rows: list[Row] | None = None  # of the Improve step
+        self.synced = -1  # the step whose weights the engine has
         self.scores: list[float] = []  # held-out accuracy before the first round and after each
 
     @property
@@ -166,7 +167,9 @@ class REST:
         return True
 
     def sync(self, step: int) -> None:
-        self.parts.engine.update_weights(self.parts.backend.weights(), version=step)
+        if step != self.synced:  # at the end of a round it is measured first, and then sampled from
+            self.parts.engine.update_weights(self.parts.backend.weights(), version=step)
+            self.synced = step
 
     def save(self, path: Path) -> dict[str, Any]:
         return {"scores": self.scores}
