@@ -87,6 +87,7 @@ def measure(work: Work, ranks: Ranks) -> Cost:
     source = load_problems(cfg.task, gold_check(cfg))
     parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg), source, ranks)
     cost = Cost()
+    assert parts.scorer is not None
     with parts.scorer, parts.watchdog:
         recipe = GRPO(cfg, parts)
         sampled = never_ending(parts)

@@ -6,6 +6,8 @@ it measures our vLLM engine, and what makes a race fair is tested without proces
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,12 +15,15 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from benchmarks import gpu_step, gpu_step_side, rollout, scaling
+from benchmarks import gpu_step, gpu_step_side, methods, rollout, scaling
 from benchmarks.gpu_step_side import TINY, Run, Shown, shape_of
 from benchmarks.machine import table
 from benchmarks.models import endless, qwen2_config, tokenizer_of
 from benchmarks.rollout_side import Sampled, Sent, Setting
 from benchmarks.scaling_rank import Cost, Work
+from grpo_math import config
+from grpo_math.config_file import load_config
+from grpo_math.types import UserError
 from tests.tiny import tiny_policy
 
 MIB = 1 << 20
@@ -137,3 +142,73 @@ def test_models_are_of_their_shape_and_their_tokens_decode() -> None:
     assert endless(policy).eos_ids == frozenset()
     assert endless(policy).model is policy.model
     assert table(["a"], [["1"]]) == "| a |\n| --- |\n| 1 |"
+
+
+def run_folder(cfg: config.Common, rows: list[dict[str, float]], drawn: Sequence[int]) -> None:
+    """What a finished run leaves that is read. drawn: the step of each sampled completion."""
+    folder = Path(cfg.run_dir)
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "completions.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in drawn))
+
+
+def test_what_a_method_cost_is_read_from_its_run_folder(tmp_path: Path) -> None:
+    given = methods.parse(["--base", str(tmp_path / "base"), "--out", str(tmp_path), "--seed", "7"])
+    base = load_config(methods.SFT, [f"run_dir={given.base}"])
+    cfgs = {name: methods.configured(method, name, base, given) for name, method in methods.METHODS.items()}
+    assert len({cfg.task.options["seed"] for cfg in cfgs.values() if cfg.task}) == len(
+        cfgs
+    )  # nobody has another's problems
+    assert {cfg.model.path for cfg in cfgs.values()} == {f"{given.base}/model"}
+    assert {cfg.seed for cfg in cfgs.values()} == {7}
+
+    rest = cfgs["rest"]  # 64 completions an update
+    run_folder(
+        rest,
+        [
+            {"step": 1, "loss/total": 1.0, "round/kept": 100, "time/generate": 2.0, "time/update": 1.0},
+            {
+                "step": 2,
+                "loss/total": 0.5,
+                "round/kept": 100,
+                "time/update": 1.0,
+                "time/evaluate": 9.0,
+                "eval/accuracy": 0.5,
+            },
+            {
+                "step": 3,
+                "loss/total": 0.5,
+                "round/kept": 10,
+                "time/generate": 3.0,
+                "time/update": 1.0,
+                "eval/accuracy": 0.7,
+            },
+        ],
+        drawn=[1] * 512 + [3] * 512,
+    )
+    scores = {"pass@1": 0.75, "pass@1_interval": [0.7, 0.8], "pass@8": 0.9}
+    found = methods.outcome("ReST", rest, scores)
+    assert (found.samples, found.trained, found.updates, found.seconds) == (1024, 64 + 64 + 10, 3, 8.0)
+    # the run's own measurement of its end gives way to the better one
+    assert found.points == (methods.Point(512, 4.0, 0.5), methods.Point(1024, 8.0, 0.75))
+
+    # a step of online DPO without a pair is sampled and teaches nothing; a group without a signal teaches GRPO nothing
+    dpo = {"step": 1, "data/examples": 60, "loss/total": 0.7, "time/update": 1.0}
+    run_folder(cfgs["online_dpo"], [dpo, {"step": 2, "data/examples": 0, "time/update": 0.0}], [1] * 8 + [2] * 8)
+    assert methods.outcome("online DPO", cfgs["online_dpo"], scores).trained == 120
+    assert methods.outcome("online DPO", cfgs["online_dpo"], scores).updates == 1
+    grpo = {"step": 1, "completion/count": 512, "groups/no_signal": 0.25, "loss/total": 0.0, "time/update": 1.0}
+    run_folder(cfgs["grpo"], [grpo], [1] * 512)
+    assert methods.outcome("GRPO", cfgs["grpo"], scores).trained == 384
+
+    lines = methods.methods_table({**scores, "pass@1": 0.3}, [found]).splitlines()
+    assert lines[2].startswith("| base model | 0.300 [0.700, 0.800] | 0.900 |")
+    assert lines[3] == "| ReST | 0.750 [0.700, 0.800] | 0.900 | 1,024 | 138 | 3 | 8 |"
+    pytest.importorskip("matplotlib")
+    assert methods.picture(0.3, [found], tmp_path / "methods.png").stat().st_size > 10_000
+
+
+def test_the_methods_begin_from_a_base_model_that_is_there(tmp_path: Path) -> None:
+    given = methods.parse(["--base", str(tmp_path)])
+    with pytest.raises(UserError, match=r"has no model in it; give a run folder, such as runs/quickstart/base"):
+        methods.base_run(given, "auto")
