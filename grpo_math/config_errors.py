@@ -152,6 +152,8 @@ def _meant(key: Key, recipe: type[config.Section]) -> str:
     if exact:
         return f"; did you mean {' or '.join(exact[:3])}?"
     if not parents and (owners := [r for r, c in config.RECIPES.items() if name in c.model_fields]):
+        if len(owners) > 1:
+            return f", which the recipes {', '.join(owners)} have; leave it out, or set recipe to one of them"
         return f", which only the recipe {owners[0]} has; leave it out, or set recipe: {owners[0]}"
     if close := nearest(name, own):
         return f"; did you mean {prefix}{close}?"

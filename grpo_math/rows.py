@@ -84,7 +84,7 @@ def read_rows(
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); check its permissions and that it is whole") from error
     if not number:
-        raise UserError(f"{path} has no rows; give a file with one JSON object a line, with the {_list(fields)}")
+        raise UserError(f"{path} has no rows; give a file with one JSON object a line, with {_list(fields)}")
 
 
 def hub_rows(
@@ -128,7 +128,7 @@ def _loaded(what: str, wanted: str, fields: tuple[str, ...], *args: str | None, 
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(
             f"{what} cannot be loaded from the Hugging Face Hub ({_first_line(error)}). On a machine without the Hub "
-            f"give {wanted} as JSON lines with the {_list(fields)}: task.path=FILE"
+            f"give {wanted} as JSON lines with {_list(fields)}: task.path=FILE"
         ) from error
 
 
@@ -173,7 +173,7 @@ def _parse(path: str | Path, content: bytes, number: int | None) -> Any:
 
 def _checked(where: str, given: Any, fields: tuple[str, ...], lists: tuple[str, ...], prepare: Prepare) -> Row:
     if not isinstance(given, dict):
-        raise UserError(f"{where} is {_kind(given)}, not an object with the {_list(fields)}; mend or delete the row")
+        raise UserError(f"{where} is {_kind(given)}, not an object with {_list(fields)}; mend or delete the row")
     row = prepare(given)
     for field in fields:
         if field not in row:
@@ -216,7 +216,7 @@ def _kind(value: Any) -> str:
 
 
 def _list(fields: tuple[str, ...]) -> str:
-    return f"field{'s' * (len(fields) > 1)} {' and '.join(fields)}"
+    return f"the field{'s' * (len(fields) > 1)} {' and '.join(fields)}" if fields else "a name for each field"
 
 
 def _first_line(error: BaseException) -> str:

@@ -239,8 +239,8 @@ def test_a_hopeless_key_gets_the_list(refuse: Refuse) -> None:
 def test_a_key_of_another_recipe_says_so(refuse: Refuse) -> None:
     message = refuse(f"recipe: sft\n{BASE}group_size: 4\n")
     assert message == (
-        "run.yaml:5: group_size=4: unknown key group_size, which only the recipe grpo has; leave it out, "
-        "or set recipe: grpo"
+        "run.yaml:5: group_size=4: unknown key group_size, which the recipes grpo, preference, rest have; "
+        "leave it out, or set recipe to one of them"
     )
 
 

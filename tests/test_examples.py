@@ -613,7 +613,7 @@ def test_parts_are_drawn_from_one_after_the_other() -> None:
         parted.part = number
         assert set(questions(parted.take(2 * len(expected)))) == {f"{i}?" for i in expected}
         assert parted.epoch == 1
-    with pytest.raises(UserError, match="2 examples cannot be cut into 3 parts"):
+    with pytest.raises(UserError, match=r"stages=3: data.files hold 2 examples"):
         stream(2, parts=3)
 
 

@@ -37,7 +37,8 @@ RECIPES: dict[str, dict[str, object]] = {
     "rest": {
         "algorithm": "rest_em",
         "rounds": 3,
-        "problems": 48,  # few completions of an untrained model end, and only those are imitated
+        "problems": 48,
+        "sampling": {"max_tokens": 24},  # few completions of an untrained model end, and only those are imitated
         "thresholds": [0.0],
         "updates": 4,
         "evaluation": {"limit": 8, "n": 1, "k": [1]},
@@ -73,7 +74,6 @@ def write_config(folder: Path, model: Path, recipe: str = "grpo") -> Path:
         "model": str(model),
         "task": {"name": "arithmetic", "options": {"min_digits": 1, "max_digits": 2}},
         "recipe": recipe,
-        **RECIPES[recipe],
         "prompts_per_step": 4,
         "group_size": 4,
         "optimizer": {"learning_rate": 1e-3, "schedule": "cosine"},
@@ -82,6 +82,7 @@ def write_config(folder: Path, model: Path, recipe: str = "grpo") -> Path:
         "scoring": {"workers": 1},
         "rewards": str(verifier),
         "phase_timeout_s": STALLED_S,
+        **RECIPES[recipe],
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
     return folder / "run.yaml"

@@ -341,6 +341,17 @@ def test_a_loss_that_needs_the_sampler_says_how_to_get_what_it_said(folder, tmp_
         run(cfg)
 
 
+def test_a_reference_that_is_given_for_some_pairs_alone_is_refused(folder, tmp_path):
+    rows = [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}, {"prompt": "1+2=", "chosen": "3", "rejected": "4"}]
+    rows[1] |= {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0}  # type: ignore[dict-item]
+    (folder / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = of_recipe(
+        folder, "preference", "dpo", tmp_path / "run", data={"files": ["some.jsonl"]}, reference="precomputed"
+    )
+    with pytest.raises(UserError, match=r"some.jsonl:1 lacks ref_chosen_logps .* which .*some.jsonl:2 has"):
+        run(cfg)
+
+
 def test_trl_users_data_trains_as_it_is_without_a_task(folder, tmp_path):
     rows = [{"prompt": f"{i}+{i}=", "chosen": f"{2 * i}", "rejected": f"{2 * i + 1}"} for i in range(1, 9)]
     (folder / "trl.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -52,7 +52,7 @@ class ExampleStream(Generic[Taken]):
         check: Callable[[RawExample], object] | None = None,
     ) -> None:
         if parts > len(rows):
-            raise UserError(f"{len(rows)} examples cannot be cut into {parts} parts; give more, or take fewer parts")
+            raise UserError(f"stages={parts}: data.files hold {len(rows)} examples; give more, or set fewer stages")
         refuse_broken(rows, check or tokenise)
         self.rows, self.tokenise, self.seed, self.room = rows, tokenise, seed, room
         self.order, self.truncate = order, truncate

@@ -66,7 +66,8 @@ def single_metrics(singles: Singles, baseline: Tensor, cfg: PreferenceLoss) -> d
     with torch.no_grad():
         reward = single_rewards(singles, cfg)
         desirable, change = singles.label.bool(), singles.logprobs - singles.ref_logprobs
-        right = (LOGITS[cfg.name](singles, baseline, cfg) > 0) == desirable
+        logits = LOGITS[cfg.name](singles, baseline, cfg)
+        right = torch.where(desirable, logits > 0, logits < 0)
         return {
             "implicit/chosen": reward.masked_fill(~desirable, torch.nan),
             "implicit/rejected": reward.masked_fill(desirable, torch.nan),

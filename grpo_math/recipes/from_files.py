@@ -28,6 +28,7 @@ def examples_of(cfg: config.Common) -> list[RawExample]:
     found = read_examples(data, kind_of(cfg))
     if isinstance(cfg, config.Preference):
         check_behaviour(cfg, found.rows)
+        check_reference(cfg, found.rows)
     if found.report:
         print(found.report)
     return found.rows
@@ -47,6 +48,19 @@ def check_behaviour(cfg: config.Preference, rows: Sequence[RawExample]) -> None:
                 "sample (temperature 1, top_p and top_k off) and grpo-math filter --to pairs, which write them, or "
                 "take another loss or reference"
             )
+
+
+def check_reference(cfg: config.Preference, rows: Sequence[RawExample]) -> None:
+    """A reference that the files give for some pairs and not for others would be two."""
+    if cfg.chosen_reference != "precomputed":
+        return
+    given = [all(c.ref_logprobs is not None for c in row.completions) for row in rows]
+    if any(given) and not all(given):
+        raise UserError(
+            f"{rows[given.index(False)].where} lacks ref_chosen_logps and ref_rejected_logps, which "
+            f"{rows[given.index(True)].where} has: the one reference would be this model's, the other the file's; "
+            "write them for every pair, or for none"
+        )
 
 
 def room_of(cfg: config.Common, parts: Parts) -> int:

@@ -136,6 +136,8 @@ class Unpaired:
                 for name, value in single_metrics(singles, baseline.to(device), self.settings).items()
             }
             metrics["implicit/margin"] = metrics["implicit/chosen"] - metrics["implicit/rejected"]
+            for name in (name for name, kind in CLASSES.items() if not bool((labels == kind).any())):
+                metrics = {key: v for key, v in metrics.items() if name not in key and key != "implicit/margin"}
             return (values * weights).sum(), metrics | distance(logprobs, part)
 
         return loss

@@ -172,3 +172,13 @@ def test_a_mismatch_is_of_another_prompt_and_no_longer_than_the_model_reads(poli
     batch = objective.batch(examples[:2])
     loss = objective.loss(examples[:2], batch, lambda rows: torch.zeros(2), lambda rows: torch.zeros(0))
     assert bool(loss(policy.logprobs(batch, 1.0, 64)[0], None, batch)[0].isfinite())
+
+
+def test_a_class_that_a_step_lacks_has_no_metrics(policy):
+    examples = [Labelled(prompt(policy, str(i)), completion([5 + i, 2]), False) for i in range(2)]
+    objective = Unpaired(config.PreferenceLoss(name="kto"), policy.pad_id, room=128)
+    batch = objective.batch(examples)
+    loss = objective.loss(examples, batch, lambda rows: torch.full((2,), -11.0), lambda rows: torch.full((2,), -11.0))
+    _, metrics = loss(policy.logprobs(batch, 1.0, 64)[0], None, batch)
+    assert {"logprobs/rejected", "implicit/rejected", "implicit/accuracy"} <= metrics.keys()
+    assert not any("chosen" in name or name == "implicit/margin" for name in metrics)
