@@ -15,9 +15,12 @@ from grpo_math.launching.local import PATIENCE, torchrun
 SSH = "ssh -tt -o BatchMode=yes -o ServerAliveInterval=30"
 
 END = f"""
-# the first that ends decides: the others may save, then are hung up on
-wait -n "${{trainers[@]}}"
-code=$?
+# the first that ends decides: the others may save, then are hung up on. Not `wait -n`, which forgets what has ended
+# before it was called
+while :; do
+  for pid in "${{trainers[@]}}"; do kill -0 "$pid" 2>/dev/null || {{ wait "$pid"; code=$?; break 2; }}; done
+  sleep 1
+done
 for ((second = 0; second < {SAVE_S}; second++)); do
   alive=0
   for pid in "${{trainers[@]}}"; do kill -0 "$pid" 2>/dev/null && alive=1; done
