@@ -23,7 +23,7 @@ from grpo_math.progress import bar
 from grpo_math.recipes.objectives import Objective, Sums
 from grpo_math.recipes.parts import Parts, Stopwatch, Stream, step_seed
 from grpo_math.recipes.records import completion_records, group_metrics
-from grpo_math.recipes.rounds import as_candidates, draw, read_round, sample_round
+from grpo_math.recipes.rounds import as_candidates, completions_of, draw, read_round, sample_round
 from grpo_math.types import Completion, Group, Scored
 
 KNOWN_FILE = "reference.json"
@@ -178,7 +178,7 @@ def paired(groups: Sequence[Group], online: config.Online, seed: int) -> list[Pa
     kept, _ = apply(rules_of(settings, pool), pool) if pool else ([], [])
     terms = Terms(gap=online.gap, limit=online.pairs_per_problem)
     found = pair_up(kept, online.pair, terms, seed).pairs if kept else []
-    every = [(g, c, s) for g in groups for c, s in zip(g.completions, g.scores, strict=True)]
+    every = completions_of(groups)
     return [as_pair(every[chosen.line], every[rejected.line]) for chosen, rejected in found]
 
 

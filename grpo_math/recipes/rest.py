@@ -30,7 +30,7 @@ from grpo_math.losses import negative_log_likelihood, token_mean
 from grpo_math.recipes.held_out import HeldOut
 from grpo_math.recipes.parts import Parts, StepResult, Stopwatch, Stream, step_seed
 from grpo_math.recipes.records import completion_records, group_metrics
-from grpo_math.recipes.rounds import ROUNDS, as_candidates, draw, read_round, sample_round
+from grpo_math.recipes.rounds import ROUNDS, as_candidates, completions_of, draw, read_round, sample_round
 from grpo_math.types import Completion, Group, Prompt, UserError
 
 Row = tuple[Prompt, Completion, float]  # and its reward
@@ -121,8 +121,8 @@ class REST:
                     "or start from a model that solves some"
                 )
             print(f"{what} ({dropped}); this Improve step is passed over")
-        every = [(g.prompt, c, s.reward) for g in self.groups for c, s in zip(g.completions, g.scores, strict=True)]
-        return [(prompt, completion, reward or 0.0) for prompt, completion, reward in (every[c.line] for c in kept)]
+        every = completions_of(self.groups)
+        return [(group.prompt, said, score.reward or 0.0) for group, said, score in (every[c.line] for c in kept)]
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Weights w(r) / N for each of the N trained tokens."""

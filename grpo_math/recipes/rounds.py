@@ -68,10 +68,14 @@ def round_file(cfg: config.Common, number: int) -> Path:
     return Path(cfg.run_dir) / ROUNDS / f"round-{number + 1}.jsonl"
 
 
+def completions_of(groups: Sequence[Group]) -> list[tuple[Group, Completion, Scored]]:
+    """Every completion with its group and score, in their order."""
+    return [(group, c, s) for group in groups for c, s in zip(group.completions, group.scores, strict=True)]
+
+
 def as_candidates(groups: Sequence[Group]) -> list[Candidate]:
-    """The completions of the groups, in their order, as the rules of `grpo-math filter` see them. `line` is a
-    completion's place among all of them, from 0."""
-    every = [(group, c, s) for group in groups for c, s in zip(group.completions, group.scores, strict=True)]
+    """The completions of the groups as the rules of `grpo-math filter` see them. `line` is a completion's place in
+    completions_of(groups)."""
     return [
         Candidate(
             file="round",
@@ -87,7 +91,7 @@ def as_candidates(groups: Sequence[Group]) -> list[Candidate]:
             truncated=completion.finish_reason == "length",
             policy_version=completion.policy_version,
         )
-        for place, (group, completion, score) in enumerate(every)
+        for place, (group, completion, score) in enumerate(completions_of(groups))
     ]
 
 
