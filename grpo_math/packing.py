@@ -20,30 +20,30 @@ from transformers.masking_utils import sdpa_mask
 
 from grpo_math.batch import Batch
 
-# a batch -> (what the model reads; of the same shape, which of its states predict a trained token). Either way the
-# states come in the order of batch.loss_mask
-Layout = Callable[[Batch], tuple[dict[str, Tensor], Tensor]]
+# (a batch, places in it (B, T)) -> (what the model reads; of the same shape, the states at these places). Either way
+# the states come in the order of the rows
+Layout = Callable[[Batch, Tensor], tuple[dict[str, Tensor], Tensor]]
 BY_ROW = "sdpa_by_row"  # transformers' name for attend_by_row
 
 
-def padded(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+def padded(batch: Batch, places: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """(B, T). Padding is on the right, where causal attention never looks: no mask is needed, and no positions."""
-    return {"input_ids": batch.token_ids}, _before(batch)
+    return {"input_ids": batch.token_ids}, places
 
 
-def packed(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+def packed(batch: Batch, places: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """(1, N): the rows in their order, positions of each from 0, which is where transformers begins another row."""
     positions = torch.arange(batch.token_ids.shape[1], device=batch.token_ids.device).expand_as(batch.token_ids)
     real = positions < batch.lengths[:, None]
     read = {"input_ids": batch.token_ids[real][None], "position_ids": positions[real][None]}
-    return read, _before(batch)[real][None]
+    return read, places[real][None]
 
 
-def packed_by_row(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+def packed_by_row(batch: Batch, places: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """The same for attend_by_row, which is told the lengths in place of a mask: int32 (1, 1, 1, B), on the CPU. Of
     four dimensions, because transformers hands such a mask on to each layer as it is."""
-    read, before = packed(batch)
-    return read | {"attention_mask": batch.lengths.to("cpu", torch.int32)[None, None, None]}, before
+    read, at = packed(batch, places)
+    return read | {"attention_mask": batch.lengths.to("cpu", torch.int32)[None, None, None]}, at
 
 
 def attend_by_row(
@@ -76,6 +76,6 @@ def packed_layout(model: PreTrainedModel) -> Layout:
     return packed_by_row if settings._attn_implementation == BY_ROW else packed
 
 
-def _before(batch: Batch) -> Tensor:
+def before_the_trained(batch: Batch) -> Tensor:
     """(B, T): where the next token is trained. None is in the first column, so what comes round from it is False."""
     return batch.loss_mask.roll(-1, dims=1)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from grpo_math.batch import Batch
 from grpo_math.packing import Layout, padded
-from grpo_math.policy import Policy
+from grpo_math.token_model import TokenModel
 from grpo_math.types import UserError
 
 # the kinds of layer (transformers' config.layer_types) that can keep rows apart. Others carry a state from token to
@@ -24,7 +24,7 @@ TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (3e-3, 0.2)}
 
 
 @torch.no_grad()
-def check_packing(policy: Policy) -> None:
+def check_packing(policy: TokenModel) -> None:
     """Raises UserError where the policy packs and rows of its model would not be computed as if each were alone.
 
     What transformers' classes say of themselves does not settle it: some take position ids and yet let rows see each
@@ -39,7 +39,7 @@ def check_packing(policy: Policy) -> None:
         )
 
 
-def _known_reason(policy: Policy) -> str | None:
+def _known_reason(policy: TokenModel) -> str | None:
     """What the model says of itself. A state that fades, or a chunk longer than a trial, may not show in one."""
     others = {kind for kind in getattr(policy.model.config, "layer_types", None) or () if kind not in ROWS_APART}
     if others:
@@ -51,7 +51,7 @@ def _known_reason(policy: Policy) -> str | None:
     return None
 
 
-def _seen_reason(policy: Policy) -> str | None:
+def _seen_reason(policy: TokenModel) -> str | None:
     """What two rows show, of 5 and 12 tokens."""
     vocabulary = policy.model.get_input_embeddings().num_embeddings
     ids = torch.arange(17, device=policy.device) % vocabulary
@@ -65,12 +65,12 @@ def _seen_reason(policy: Policy) -> str | None:
     return None
 
 
-def _states(policy: Policy, layout: Layout, *rows: Tensor) -> Tensor:
+def _states(policy: TokenModel, layout: Layout, *rows: Tensor) -> Tensor:
     """(N, H): the last hidden states of these rows, in float32."""
     token_ids = pad_sequence(list(rows), batch_first=True)
     lengths = torch.tensor([len(row) for row in rows], device=token_ids.device)
     zeros = torch.zeros(token_ids.shape, device=token_ids.device)
-    read, _ = layout(Batch(token_ids, lengths, zeros.bool(), zeros, zeros, zeros))
+    read, _ = layout(Batch(token_ids, lengths, zeros.bool(), zeros, zeros, zeros), zeros.bool())
     states: Tensor = policy.model.base_model(**read, use_cache=False).last_hidden_state
     return states[0].float()
 

@@ -5,26 +5,23 @@ Left out: optimisation (backend/), sampling (rollout/), and the arithmetic of a 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from grpo_math import config
 from grpo_math.batch import Batch
+from grpo_math.loading import load_model
 from grpo_math.logprobs import token_logprobs
-from grpo_math.lora import ADAPTER_CONFIG, add_lora
-from grpo_math.packing import Layout, packed_layout, padded
-from grpo_math.plan import TOKENIZER_FILES
+from grpo_math.lora import add_lora
+from grpo_math.packing import Layout, before_the_trained, packed_layout, padded
+from grpo_math.token_model import scatter, score
 from grpo_math.types import UserError
 
 NO_LORA = config.LoRA()
@@ -90,7 +87,7 @@ class Policy:
         The second value is the entropy of the same distributions, or None. How much padding there is, or none, changes
         nothing but rounding."""
         # the prompt's last token predicts the completion's first: states are those before the trained tokens
-        read, before = self.layout(batch)
+        read, before = self.layout(batch, before_the_trained(batch))
         with torch.autocast(batch.token_ids.device.type, dtype=autocast, enabled=autocast is not None):
             hidden = self.model.base_model(**read, use_cache=False).last_hidden_state
             head = self.model.get_output_embeddings()
@@ -112,18 +109,19 @@ class Policy:
 
         with _forward_of(head, chosen_logprobs):
             chosen, *entropies = head(hidden[before])
-        return _scatter(batch.loss_mask, chosen), _scatter(batch.loss_mask, entropies[0]) if with_entropy else None
+        return scatter(batch.loss_mask, chosen), scatter(batch.loss_mask, entropies[0]) if with_entropy else None
 
-    @torch.no_grad()
+    per_token = logprobs  # as a back end calls it
+
+    def check(self) -> None:
+        """Raises UserError where `logprobs` are not those of the model's own logits."""
+        check_head(self)
+
     def score(
         self, batch: Batch, temperature: float, chunk: int, token_budget: int, autocast: torch.dtype | None = None
     ) -> Tensor:
         """`logprobs` of a batch of any size on the CPU, a micro-batch at a time, without gradients."""
-        out = torch.zeros(batch.loss_mask.shape)
-        for rows in batch.micro_batches(token_budget, self.packing):
-            values, _ = self.logprobs(batch.rows(rows).to(self.device), temperature, chunk, autocast)
-            out[rows, : values.shape[1]] = values.cpu()
-        return out
+        return score(self, batch, temperature, chunk, token_budget, autocast)
 
 
 @contextmanager
@@ -137,11 +135,6 @@ def _forward_of(module: torch.nn.Module, forward: Callable[[Tensor], tuple[Tenso
         del module.forward  # uncovers the class's own
 
 
-def _scatter(mask: Tensor, values: Tensor) -> Tensor:
-    """(N,) values at the True places of mask (B, T), which are never in the first column; 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
-
-
 def load_policy(
     spec: config.Model,
     device: torch.device,
@@ -149,104 +142,22 @@ def load_policy(
     zero: int = 0,
     offload_parameters: bool = False,
 ) -> Policy:
-    """The model and tokenizer of a folder or Hub id, without dropout, with the adapter that spec.lora asks for.
+    """The model and tokenizer of a folder or Hub id, with the adapter that spec.lora asks for; see load_model.
 
-    A folder that itself holds an adapter stands for its base model with the adapter merged in. dtype: of the weights;
-    float32 where they are trained as they are, since autocast lowers it for the computation. zero: with 3 the weights
-    are split over the ranks while they are read, so that none ever holds the model (in the CPU's memory, with
-    offload_parameters); the ranks must have joined, and whoever trains it calls check_head."""
-    assert spec.path is not None
-    where = f"model.path={spec.path}"
-    folder = Path(spec.path).expanduser()
-    if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_FILES):
+    With zero=3 whoever trains it calls check_head."""
+    loaded = load_model(spec, AutoModelForCausalLM, device, dtype, zero, offload_parameters)
+    if missing := loaded.missing:
         raise UserError(
-            f"{where}: the folder has no tokenizer ({', '.join(TOKENIZER_FILES)}); save one into it with "
-            "tokenizer.save_pretrained(folder)"
+            f"model.path={spec.path}: its weights lack {len(missing)} tensors that {type(loaded.model).__name__} has, "
+            f"such as {missing[0]}; those would be random. Give the whole model, or another one"
         )
-    options = {"trust_remote_code": spec.trust_remote_code, "revision": spec.revision}
-    base = base_of_adapter(folder) or spec.path
-    if spec.lora.rank and base != spec.path:
-        raise UserError(
-            f"{where} holds an adapter, and model.lora.rank={spec.lora.rank} would train another one on top of it, "
-            "which nothing could load by itself; give the merged model (model.lora.save_merged=true writes one), or "
-            f"its base {base}"
-        )
-    if zero == 3 and base != spec.path:
-        raise UserError(
-            f"{where} holds an adapter, which cannot be merged into weights that are split while they are read; give "
-            "the merged model (model.lora.save_merged=true writes one), or set backend.deepspeed.zero=2"
-        )
-    try:
-        model_config = AutoConfig.from_pretrained(base, **options)
-        switch_off_dropout(model_config)
-        with _split(device, dtype, offload_parameters) if zero == 3 else nullcontext():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                base,
-                config=model_config,
-                dtype=dtype,
-                attn_implementation=spec.attention,
-                output_loading_info=True,
-                **(four_bits(device) if spec.load_in_4bit else {}),
-                **options,
-            )
-        if base != spec.path:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, spec.path).merge_and_unload()
-        tokenizer = AutoTokenizer.from_pretrained(spec.path, **options)
-    # nothing of ours runs in there, and the libraries below it raise whatever they like at a damaged file
-    except Exception as error:
-        raise UserError(
-            f"{where} could not be loaded: {type(error).__name__}: {error}\nGive a folder made by save_pretrained, or "
-            "a Hub id that this machine can reach or has in its cache"
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(
-            f"{where}: its weights lack {len(missing)} tensors that {type(model).__name__} has, such as {missing[0]}; "
-            "those would be random. Give the whole model, or another one"
-        )
-    policy = make_policy(model if spec.load_in_4bit else model.to(device), tokenizer, check=zero != 3)
+    policy = make_policy(loaded.model, loaded.tokenizer, check=zero != 3)
     if not spec.lora.rank:
         return policy
-    model.name_or_path = spec.path  # which peft writes beside the adapter, so that its folder can be loaded by itself
-    add_lora(model, spec.lora)
+    assert spec.path is not None
+    policy.model.name_or_path = spec.path  # which peft writes beside the adapter, so its folder can be loaded by itself
+    add_lora(policy.model, spec.lora)
     return replace(policy, lora=spec.lora)
-
-
-def _split(device: torch.device, dtype: torch.dtype, offload_parameters: bool) -> AbstractContextManager[None]:
-    from grpo_math.zero import split_loading
-
-    return split_loading(device, dtype, offload_parameters)
-
-
-def base_of_adapter(folder: Path) -> str | None:
-    """The base model that an adapter's folder names; None for any other folder."""
-    if (folder / "config.json").exists() or not (folder / ADAPTER_CONFIG).exists():
-        return None
-    base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise UserError(
-            f"model.path={folder}: its {ADAPTER_CONFIG} does not name a base model; write it into "
-            "base_model_name_or_path"
-        )
-    return str(base)
-
-
-def four_bits(device: torch.device) -> dict[str, Any]:
-    """Arguments of from_pretrained for base weights in 4 bits (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)."""
-    if device.type != "cuda":
-        raise UserError(f"model.load_in_4bit=true needs a CUDA device, and this run is on {device}; set it to false")
-    if find_spec("bitsandbytes") is None:
-        raise UserError("model.load_in_4bit=true needs bitsandbytes: pip install bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def make_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, check: bool = True) -> Policy:
@@ -304,13 +215,6 @@ def mend_generation_config(model: PreTrainedModel) -> None:
         settings.validate(strict=True)
     except ValueError:
         settings.do_sample = True
-
-
-def switch_off_dropout(model_config: object) -> None:
-    """Two forward passes must agree, or the ratio of an unchanged policy is not 1."""
-    for name, value in list(vars(model_config).items()):
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
-            setattr(model_config, name, 0.0)
 
 
 def pick_device(name: str) -> torch.device:

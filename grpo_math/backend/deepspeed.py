@@ -29,9 +29,10 @@ from grpo_math.backend.torch import GIVE_UP_AFTER, decay_groups, schedule
 from grpo_math.batch import Batch
 from grpo_math.lora import engine_weights
 from grpo_math.packing_checks import check_packing
-from grpo_math.policy import Policy, check_head
+from grpo_math.policy import Policy
 from grpo_math.ranks import Ranks
 from grpo_math.reference import AdapterOff, Reference
+from grpo_math.token_model import TokenModel
 from grpo_math.types import UserError
 from grpo_math.zero import load_deepspeed
 
@@ -40,16 +41,16 @@ if TYPE_CHECKING:
 
 
 class Scorer(torch.nn.Module):
-    """The policy's log-probabilities as the forward pass of a module, which DeepSpeed's hooks hang on."""
+    """What the policy says of each token as the forward pass of a module, which DeepSpeed's hooks hang on."""
 
-    def __init__(self, policy: Policy, temperature: float, chunk: int) -> None:
+    def __init__(self, policy: TokenModel, temperature: float, chunk: int) -> None:
         super().__init__()
         self.model = policy.model
         self._policy, self._temperature, self._chunk = policy, temperature, chunk
         self.training = policy.model.training
 
     def forward(self, batch: Batch, with_entropy: bool = False) -> tuple[Tensor, ...]:
-        logprobs, entropy = self._policy.logprobs(batch, self._temperature, self._chunk, with_entropy=with_entropy)
+        logprobs, entropy = self._policy.per_token(batch, self._temperature, self._chunk, with_entropy=with_entropy)
         return (logprobs,) if entropy is None else (logprobs, entropy)
 
 
@@ -61,7 +62,7 @@ class DeepSpeedBackend:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: TokenModel,
         backend: config.Backend,
         optimizer: config.Optimizer,
         updates: int,
@@ -102,7 +103,7 @@ class DeepSpeedBackend:
             self.engine.clip_fp32_gradients = partial(self._clip, optimizer.max_grad_norm)
         self.masters = Masters(self.engine)
         if self.stage == 3:
-            check_head(policy)  # not before: it is DeepSpeed's hooks that make the weights whole
+            policy.check()  # not before: it is DeepSpeed's hooks that make the weights whole
         check_packing(policy)
 
     def _adamw(self, optimizer: config.Optimizer, offload: bool) -> torch.optim.Optimizer:
@@ -126,11 +127,11 @@ class DeepSpeedBackend:
     def logprobs(self, batch: Batch) -> Tensor:
         return self._score(self.policy, batch)
 
-    def _score(self, policy: Policy, batch: Batch) -> Tensor:
+    def _score(self, policy: TokenModel, batch: Batch) -> Tensor:
         """Of this policy, or of a twin that every rank has whole."""
         if policy is self.policy:
             return self.share(lambda part: self.scorer(batch=part)[0], batch)
-        return self.share(lambda part: policy.logprobs(part, self.temperature, self.chunk)[0], batch)
+        return self.share(lambda part: policy.per_token(part, self.temperature, self.chunk)[0], batch)
 
     def _mine(self, batch: Batch) -> list[MicroBatch]:
         return deal(batch, self.micro_batch_tokens, self.ranks.size, self.policy.packing)[self.ranks.rank]
@@ -219,6 +220,7 @@ class DeepSpeedBackend:
     def reference(self, kl: config.KL) -> Reference:
         from grpo_math.backend.deepspeed_twin import SplitTwin, WholeTwin
 
+        assert isinstance(self.policy, Policy)
         if self.policy.lora.rank:
             return AdapterOff(self.policy, self._score)
         return SplitTwin(self, kl) if self.stage == 3 else WholeTwin(self.policy, self._score, kl, self.ranks)

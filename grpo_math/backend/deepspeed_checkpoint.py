@@ -30,8 +30,8 @@ from grpo_math.backend.states import (
 )
 from grpo_math.backend.torch import save_merged
 from grpo_math.lora import engine_weights, peft_name, save_adapter
-from grpo_math.policy import Policy
 from grpo_math.ranks import Ranks
+from grpo_math.token_model import TokenModel
 from grpo_math.types import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Checkpoint:
     """whole: makes split parameters readable inside it. with_masters: the model's own weights are rounded, so that the
     ones in float32 must be saved too."""
 
-    policy: Policy
+    policy: TokenModel
     masters: Masters
     whole: Whole
     ranks: Ranks
@@ -129,7 +129,7 @@ class Checkpoint:
         return peft_name(name) if self.policy.lora.rank else name
 
 
-def saved_tensors(policy: Policy) -> dict[str, Tensor]:
+def saved_tensors(policy: TokenModel) -> dict[str, Tensor]:
     """The model's own tensors, or with LoRA the adapter's, under their names in the files; tied ones once."""
     if policy.lora.rank:
         return {peft_name(name): p for name, p in policy.model.named_parameters() if ".lora_" in name}

@@ -47,6 +47,7 @@ class SplitTwin:
 
         self.backend, self.kl, self.ranks = backend, kl, backend.ranks
         policy = backend.policy
+        assert isinstance(policy, Policy)
         offload = "offload_param" in backend.settings["zero_optimization"]
         with split_loading(backend.device, policy.model.dtype, offload), torch.random.fork_rng():
             model = type(policy.model)._from_config(copy.deepcopy(policy.model.config), dtype=policy.model.dtype)

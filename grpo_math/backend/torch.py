@@ -22,6 +22,7 @@ from grpo_math.lora import adapter_weights, engine_weights, load_adapter, save_a
 from grpo_math.packing_checks import check_packing
 from grpo_math.policy import Policy
 from grpo_math.reference import AdapterOff, Reference, Twin
+from grpo_math.token_model import TokenModel, score
 from grpo_math.types import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class TorchBackend:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: TokenModel,
         backend: config.Backend,
         optimizer: config.Optimizer,
         updates: int,
@@ -68,8 +69,8 @@ class TorchBackend:
     def logprobs(self, batch: Batch) -> Tensor:
         return self._score(self.policy, batch)
 
-    def _score(self, policy: Policy, batch: Batch) -> Tensor:
-        return policy.score(batch, self.temperature, self.chunk, self.micro_batch_tokens, self.autocast)
+    def _score(self, policy: TokenModel, batch: Batch) -> Tensor:
+        return score(policy, batch, self.temperature, self.chunk, self.micro_batch_tokens, self.autocast)
 
     def step(self, batch: Batch, loss: LossFn, with_entropy: bool = False) -> Metrics:
         self.optimizer.zero_grad(set_to_none=True)
@@ -79,7 +80,7 @@ class TorchBackend:
             part = batch.rows(rows).to(self.policy.device)
             if not bool(part.loss_mask.any()):
                 continue
-            logprobs, entropy = self.policy.logprobs(part, self.temperature, self.chunk, self.autocast, with_entropy)
+            logprobs, entropy = self.policy.per_token(part, self.temperature, self.chunk, self.autocast, with_entropy)
             value, metrics = loss(logprobs, entropy, part)
             value.backward()
             sums["loss/total"] += float(value.detach())
@@ -113,6 +114,7 @@ class TorchBackend:
         return engine_weights(self.policy.model, self.policy.lora)
 
     def reference(self, kl: config.KL) -> Reference:
+        assert isinstance(self.policy, Policy)
         if self.policy.lora.rank:
             return AdapterOff(self.policy, self._score)
         return Twin(self.policy, self._score, kl)
@@ -138,7 +140,7 @@ class TorchBackend:
         pass
 
 
-def save_policy(policy: Policy, path: Path) -> None:
+def save_policy(policy: TokenModel, path: Path) -> None:
     """An ordinary Hugging Face folder; with LoRA that of the adapter, and the whole model in `merged` if asked for."""
     policy.tokenizer.save_pretrained(path)
     if not policy.lora.rank:
@@ -149,7 +151,7 @@ def save_policy(policy: Policy, path: Path) -> None:
         save_merged(policy, engine_weights(policy.model, policy.lora.model_copy(update={"sync": "merged"})), path)
 
 
-def save_merged(policy: Policy, weights: Iterable[tuple[str, Tensor]], path: Path) -> None:
+def save_merged(policy: TokenModel, weights: Iterable[tuple[str, Tensor]], path: Path) -> None:
     """The whole model with the adapter in it, as an ordinary Hugging Face folder path/merged."""
     tied = set(policy.model.all_tied_weights_keys)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in weights if name not in tied}
@@ -161,7 +163,7 @@ def save_merged(policy: Policy, weights: Iterable[tuple[str, Tensor]], path: Pat
     policy.tokenizer.save_pretrained(path / MERGED)
 
 
-def load_saved(policy: Policy, path: Path) -> None:
+def load_saved(policy: TokenModel, path: Path) -> None:
     """Weights that save_policy wrote, into the policy in place. Raises UserError where they are another model's."""
     tensors: dict[str, Tensor] = {}
     for file in sorted(path.glob("*.safetensors")):

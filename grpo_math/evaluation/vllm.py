@@ -18,7 +18,8 @@ from grpo_math import config
 from grpo_math.evaluation.hf import Dtype, prompt_of, rendered, sample_of
 from grpo_math.evaluation.sampler import Answered, Asked
 from grpo_math.forms import Form
-from grpo_math.policy import base_of_adapter, load_policy
+from grpo_math.loading import base_of_adapter
+from grpo_math.policy import load_policy
 from grpo_math.rollout.vllm_common import WHOLE_PROMPTS, completions, kv_cache_bytes, sampling_fields
 from grpo_math.rollout.vllm_local import ENVIRONMENT, check_head_size, free_memory, import_vllm
 from grpo_math.rollout.vllm_process import quiet_start, unchanged_process, unchanged_random_state

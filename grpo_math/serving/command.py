@@ -69,7 +69,7 @@ def base_model(cfg: config.Common) -> str:
     assert cfg.model.path is not None
     if not (Path(cfg.model.path) / "adapter_config.json").exists():
         return cfg.model.path
-    from grpo_math.policy import base_of_adapter  # loads transformers
+    from grpo_math.loading import base_of_adapter  # loads transformers
 
     base = base_of_adapter(Path(cfg.model.path))
     if base is not None and cfg.model.lora.rank and cfg.model.lora.sync == "adapter":

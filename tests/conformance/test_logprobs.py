@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from grpo_math import config
 from grpo_math.batch import pad_rows
+from grpo_math.loading import switch_off_dropout
 from grpo_math.logprobs import token_logprobs
-from grpo_math.policy import make_policy, switch_off_dropout
+from grpo_math.policy import make_policy
 from grpo_math.rollout.hf import HFEngine
 from grpo_math.rollout.sampler import draw, keep_likely
 from grpo_math.types import Sampling
