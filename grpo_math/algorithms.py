@@ -45,6 +45,24 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "loss": {"name": "bnpo"},
         "kl": {"coefficient": 0.01, "where": "loss", "estimator": "k2", "unbiased": False},
     },
+    # an actor and a critic: GAE, the KL in each token's reward, whitened advantages
+    "ppo": {
+        "advantage": "gae",
+        "loss": {"name": "bnpo"},
+        "kl": {"coefficient": 0.01, "where": "reward", "estimator": "k1"},
+        "whiten": True,
+    },
+    # the value of a step without a critic, from continuations
+    "vineppo": {"advantage": "vine", "loss": {"name": "bnpo"}, "whiten": True},
+    # steps' rewards in place of the completion's
+    "grpo_process": {"advantage": "process", "loss": {"name": "grpo"}},
+    # the reward model and the reference follow the policy, every 100 steps
+    "grpo_iterative": {
+        "advantage": "group_norm",
+        "loss": {"name": "grpo"},
+        "kl": {"coefficient": 0.04, "reference": "refresh", "refresh_every": 100},
+        "retraining": {"every": 100},
+    },
     # maximum-likelihood RL: (r - mean) / mean
     "maxrl": {"advantage": "maxrl", "loss": {"name": "bnpo"}},
     # no clip; the advantage is scaled up by how few completions have a reward (verl's reading of the paper's alpha)
@@ -92,6 +110,10 @@ PAPERS: dict[str, str] = {
     "reinforce_pp": "Hu et al. 2025, arXiv:2501.03262",
     "reinforce_pp_baseline": "Hu et al. 2025, arXiv:2501.03262",
     "maxrl": "Tajwar et al. 2026, arXiv:2602.02710",
+    "ppo": "Schulman et al. 2017, arXiv:1707.06347",
+    "vineppo": "Kazemnejad et al. 2024, arXiv:2410.01679",
+    "grpo_process": "Shao et al. 2024, arXiv:2402.03300, section 4.1.3",
+    "grpo_iterative": "Shao et al. 2024, arXiv:2402.03300, algorithm 1",
     "gpg": "Chu et al. 2025, arXiv:2504.02546",
     "pass_at_k": "Tang et al. 2025, arXiv:2503.19595",
 }

@@ -38,6 +38,14 @@ FLAGS = (
     ("task.chat", "--chat"),
     ("backend.device", "--device"),
     ("model.path", "MODEL"),
+    ("reward-model.model=", "--reward-model "),
+    ("reward-model.boundary=", "--boundary "),
+    ("reward-model.dtype=", "--reward-dtype "),
+    ("reward-model.device=", "--reward-device "),
+    ("reward-model.dtype", "--reward-dtype"),
+    ("reward-model.chat=", "--reward-chat "),
+    ("process-model.model", "MODEL"),
+    ("process-model.dtype", "--dtype"),
 )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class Batch:
     advantages, sampler_logprobs: float32. old_logprobs: the trainer's own before the step's first update; None while
     they would equal the current ones. ref_logprobs: None where no reference is in the loss. copies: (B,) how many equal
     completions a row stands for, None where each stands for itself. units: (B,) int64, of rows that are computed
-    together, such as a pair's two, each the number of their unit; None where each row is one by itself."""
+    together, such as a pair's two, each the number of their unit; None where each row is one by itself. old_values,
+    returns: what a critic said before the step's first update and what it should have said; None without one."""
 
     token_ids: Tensor
     lengths: Tensor
@@ -41,6 +43,8 @@ class Batch:
     ref_logprobs: Tensor | None = None
     copies: Tensor | None = None
     units: Tensor | None = None
+    old_values: Tensor | None = None
+    returns: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -61,6 +65,11 @@ class Batch:
 
     def scale_weights(self, factor: float) -> Batch:
         return replace(self, weights=self.weights * factor)
+
+    def shares(self, count: int) -> list[Batch]:
+        """The rows of each of `count` updates, in their order."""
+        bounds = [round(i * len(self) / count) for i in range(count + 1)]
+        return [self.rows(range(a, b)) for a, b in pairwise(bounds) if a < b]
 
     def micro_batches(self, token_budget: int, packing: bool = False) -> list[list[int]]:
         """Row numbers in groups of similar length of at most token_budget `size` each (or a single unit)."""
@@ -87,6 +96,14 @@ class Batch:
         for row in rows:
             units.setdefault(numbers[row], []).append(row)
         return list(units.values())
+
+    def once(self, score: Callable[[Batch], Tensor]) -> Tensor:
+        """score of the batch, (B, T), computed once for rows that say the same: they then have the very same numbers,
+        which in other company could differ by rounding."""
+        places: dict[bytes, int] = {}
+        parts = [t.numpy() for t in (self.token_ids, self.loss_mask)]
+        place = [places.setdefault(b"".join(p[i].tobytes() for p in parts), len(places)) for i in range(len(self))]
+        return score(self.rows([place.index(i) for i in range(len(places))]))[place]
 
     def merge_copies(self) -> Batch:
         """One row for siblings that say the same and have the same advantage, with the sum of their weights.

@@ -19,6 +19,8 @@ from grpo_math.arguments import parse_options
 from grpo_math.cli_cluster import launch, serve
 from grpo_math.cli_data import filter_samples
 from grpo_math.cli_evaluate import compare, decontaminate, evaluate
+from grpo_math.cli_evaluate_steps import evaluate_steps
+from grpo_math.cli_judge import label, revise
 from grpo_math.cli_options import (
     AtMost,
     Config,
@@ -34,6 +36,7 @@ from grpo_math.cli_options import (
     show_log,
 )
 from grpo_math.cli_sample import sample
+from grpo_math.cli_steps import label_steps
 from grpo_math.sandbox.limits import Limits
 from grpo_math.types import EngineError, PeerFailed, UserError
 
@@ -317,10 +320,14 @@ def doctor() -> None:
 
 
 app.command()(evaluate)
+app.command("evaluate-steps")(evaluate_steps)
 app.command()(compare)
 app.command()(decontaminate)
 app.command()(sample)
 app.command("filter")(filter_samples)
+app.command()(label)
+app.command()(revise)
+app.command()(label_steps)
 app.command()(serve)
 app.command()(launch)
 

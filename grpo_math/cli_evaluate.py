@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,6 +28,9 @@ from grpo_math.cli_options import (
     RequestTimeout,
     Require,
     Retries,
+    RewardBatchTokens,
+    RewardChat,
+    RewardDtype,
     Samples,
     Seed,
     Split,
@@ -115,12 +118,39 @@ def evaluate(
     max_rows: MaxRows = 512,
     dtype: Dtype = "float32",
     device: Device = "auto",
+    reward_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward-model",
+            metavar="[NAME=]DIR",
+            help="Have this reward model score every completion: best of k, weighted majority, AUC. Repeatable.",
+        ),
+    ] = None,
+    aggregate: Annotated[
+        Literal["last", "min", "prod", "mean"] | None,
+        typer.Option(help="What a process model's steps come to.", show_default="min"),
+    ] = None,
+    boundary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where a step ends: blank_line, newline, step, sentence, marker, marker:TEXT.",
+            show_default="what the process model was trained with, or newline",
+        ),
+    ] = None,
+    reward_chat: RewardChat = None,
+    reward_device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N; of the reward models.", show_default="as --device")
+    ] = "auto",
+    reward_dtype: RewardDtype = "float32",
+    reward_batch_tokens: RewardBatchTokens = 16384,
 ) -> None:
     """Measure pass@k of a model on one or several tasks, or of completions that exist.
 
     Interrupted, the same command goes on where it stopped. results.json, samples.jsonl (every completion and its
     verdict), prompts.jsonl, run.json and curve.png go to --out. The lines of --samples have `problem` and `completion`
-    as samples.jsonl has them, or HumanEval's `task_id` and `completion`, or EvalPlus's `task_id` and `solution`.
+    as samples.jsonl has them, or HumanEval's `task_id` and `completion`, or EvalPlus's `task_id` and `solution`. With
+    --reward-model, outcome or process, samples.jsonl has their scores too, and the table what they choose.
 
     \b
     Examples:
@@ -129,8 +159,10 @@ def evaluate(
       grpo-math evaluate my-model --task humaneval --engine openai --base-url http://localhost:8000/v1
       grpo-math evaluate --samples samples.jsonl --task humaneval
       grpo-math evaluate --gold --task mbpp --path mbpp.jsonl
+      grpo-math evaluate runs/mine --task math500 -n 64 --k 1,8,64 --reward-model runs/orm --reward-model runs/prm
     """
     from grpo_math.evaluation import ask
+    from grpo_math.evaluation.reward_models import Chosen
 
     show_log()
     one = [bool(model), samples is not None, gold]
@@ -147,6 +179,8 @@ def evaluate(
             request_s=request_s, retries=retries, samples=samples, partial=partial, gold=gold,
             show_prompt=show_prompt, out=out, fresh=fresh, verifier=verifier, verifier_options=set_ or [],
             workers=workers, timeout_s=timeout_s, sandbox=sandbox, max_rows=max_rows, dtype=dtype, device=device,
+            reward_model=reward_model or (),
+            reward=Chosen(aggregate, boundary, reward_chat, reward_device, reward_dtype, reward_batch_tokens),
         ))  # fmt: skip
 
 

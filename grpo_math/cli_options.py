@@ -110,6 +110,20 @@ MaxRows = Annotated[int, typer.Option(min=1, help="Completions decoded side by s
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="bfloat16 is faster on a GPU.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; of --engine hf.")]
 
+# of reward models
+RewardChat = Annotated[
+    bool | None,
+    typer.Option(
+        "--reward-chat/--no-reward-chat",
+        help="Whether reward models read a conversation in their chat template.",
+        show_default="as each was trained",
+    ),
+]
+RewardDtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights of reward models.")]
+RewardBatchTokens = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Tokens that a reward model reads at once; lower it to save memory.")
+]
+
 
 def limits(timeout: float | None, memory: int, require: Level, at_most: Level) -> tuple[float, config.Sandbox]:
     """Seconds for a verifier, and what a program that it judges may use."""

@@ -45,12 +45,14 @@ class Loss(Section):
 
 
 class KL(Section):
-    """Distance to a reference policy. coefficient 0 is off: the reference is then neither loaded nor read."""
+    """Distance to a reference policy. coefficient 0 is off: the reference is then neither loaded nor read. per_token:
+    in the reward, each token answers for its own distance and that of those after it, and not for those before."""
 
     coefficient: NonNegative = 0.0
     estimator: KLName = "k3"
     where: Literal["loss", "reward"] = "loss"
     unbiased: bool = True
+    per_token: bool = False
     target: Positive | None = None
     reference: Literal["fixed", "refresh", "ema"] = "fixed"
     refresh_every: Count = 100
@@ -68,6 +70,8 @@ class KL(Section):
                 "estimator=k2 as a plain loss has the exact gradient of the KL already, and weighting it would spoil "
                 "that; set unbiased=false"
             )
+        if self.per_token and self.where != "reward":
+            raise ValueError("per_token=true is of a KL in the reward, and where=loss; set where=reward")
         if self.target and not self.coefficient:
             raise ValueError(
                 f"target={self.target} adapts the coefficient, which is 0; set coefficient to a start value"

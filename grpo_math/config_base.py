@@ -23,7 +23,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     shorthand: ClassVar[str | None] = None
-    by_name: ClassVar[dict[str, dict[str, float]]] = {}
+    by_name: ClassVar[dict[str, dict[str, Any]]] = {}
 
     @model_validator(mode="before")
     @classmethod

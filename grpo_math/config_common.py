@@ -6,11 +6,13 @@ engine and backend (config_stack.py).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from grpo_math.config_base import Count, CountOrNone, Decay, NonNegative, PathText, Positive, Section, Share
+from grpo_math.config_learned import LearnedReward, which
 from grpo_math.config_stack import Backend, Model, Rollout
 from grpo_math.sandbox.limits import LEVELS, Limits
 
@@ -56,6 +58,25 @@ class Reward(Section):
     options: dict[str, Any] = {}
 
     shorthand = "verifier"
+
+    @property
+    def called(self) -> str:
+        return self.verifier
+
+
+# an item of `rewards` is the one or the other, by the key that it has; the tags only stand in pydantic's own errors
+AnyReward = Annotated[
+    Annotated[Reward, Tag("(verifier)")] | Annotated[LearnedReward, Tag("(model)")],
+    Discriminator(
+        which,
+        custom_error_type="reward_of_neither_kind",
+        custom_error_message="give it one of the keys verifier (a program that checks) and model (a reward model)",
+    ),
+]
+
+
+def verifiers_in(rewards: Iterable[Reward | LearnedReward] | None) -> list[Reward]:
+    return [reward for reward in rewards or () if isinstance(reward, Reward)]
 
 
 class Scoring(Section):
@@ -151,6 +172,8 @@ class Checkpoint(Section):
 class Common(Section):
     """What every recipe has. task: None where all is learnt from a file, and nothing is sampled."""
 
+    takes_learned_rewards: ClassVar[bool] = False
+
     run_dir: PathText
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     model: Model
@@ -163,7 +186,7 @@ class Common(Section):
     rollout: Rollout = Rollout()
     scoring: Scoring = Scoring()
     sandbox: Sandbox = Sandbox()
-    rewards: list[Reward] | None = None
+    rewards: list[AnyReward] | None = None
     sampling: SamplingConfig = SamplingConfig()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
@@ -229,8 +252,19 @@ class Common(Section):
 
     @field_validator("rewards")
     @classmethod
-    def _named_once(cls, value: list[Reward] | None) -> list[Reward] | None:
-        names = [r.verifier for r in value or []]
+    def _named_once(cls, value: list[AnyReward] | None) -> list[AnyReward] | None:
+        names = [r.called for r in value or []]
         if value == [] or len(set(names)) < len(names):
-            raise ValueError(f"lists {names}; name at least one verifier, and each once (give it a weight)")
+            models = " or, for several models, a name" if any(isinstance(r, LearnedReward) for r in value or []) else ""
+            raise ValueError(f"lists {names}; name at least one, and each once (give it a weight{models})")
         return value
+
+    @model_validator(mode="after")
+    def _models_reward_where_they_can(self) -> Common:
+        for number, reward in enumerate(self.rewards or ()):
+            if isinstance(reward, LearnedReward) and not self.takes_learned_rewards:
+                raise ValueError(
+                    f"rewards.{number}.model={reward.model}: only the recipe grpo learns from a reward model while it "
+                    "samples; name verifiers alone, or set recipe: grpo"
+                )
+        return self

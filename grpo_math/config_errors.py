@@ -10,14 +10,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import Tag, ValidationError
 
 from grpo_math import config
 from grpo_math.find import nearest
 
 Key = tuple[str, ...]  # ("optimizer", "learning_rate"); list positions as text
+TAG = re.compile(r"\(\w+\)")  # in pydantic's keys: which kind of section a list's item is, such as (model)
 
 # pydantic's error types end in how a value was wrong; what is right is the same
 PHRASES = {
@@ -108,7 +109,8 @@ def show(value: object) -> str:
 
 
 def _line(item: Mapping[str, Any], recipe: type[config.Section], source: Source) -> str:
-    key = tuple(str(part) for part in item["loc"])
+    tagged = tuple(str(part) for part in item["loc"])
+    key = tuple(part for part in tagged if not TAG.fullmatch(part))
     dotted, kind, value = ".".join(key), item["type"], item["input"]
     if kind == "missing":
         example = EXAMPLES.get(key[-1])
@@ -120,11 +122,11 @@ def _line(item: Mapping[str, Any], recipe: type[config.Section], source: Source)
         return f"{where}: {dotted.removesuffix('.[key]')}: keys must be text; put {show(value)} in quotes"
     at = source.at(key, value)
     if kind == "extra_forbidden":
-        return f"{at}: unknown key {key[-1]}{_meant(key, recipe)}"
+        return f"{at}: unknown key {key[-1]}{_meant(tagged, recipe)}"
     if kind == "literal_error":
-        return f"{at}: {unknown_name('value', value, _choices(recipe, key))}"
+        return f"{at}: {unknown_name('value', value, _choices(recipe, tagged))}"
     if kind in ("model_type", "model_attributes_type"):
-        section = section_in(_annotation(recipe, key))
+        section = section_in(_annotation(recipe, tagged))
         return f"{at}: must be a section with keys of its own, or left out (keys: {', '.join(_fields(section))})"
     phrase = PHRASES.get(kind) or PHRASES.get(kind.split("_")[0])
     return f"{at}: {phrase.format(**item.get('ctx', {})) if phrase else item['msg']}"
@@ -141,7 +143,7 @@ def _own_message(key: Key, message: str, value: object, source: Source) -> str:
 
 def _meant(key: Key, recipe: type[config.Section]) -> str:
     *parents, name = key
-    prefix = "".join(f"{parent}." for parent in parents)
+    prefix = "".join(f"{parent}." for parent in parents if not TAG.fullmatch(parent))
     own = _fields(section_in(_annotation(recipe, tuple(parents))) if parents else recipe)
     everywhere = list(_dotted(recipe))
     exact = [k for k in everywhere if k.rsplit(".", 1)[-1] == name and k != f"{prefix}{name}"]
@@ -149,8 +151,9 @@ def _meant(key: Key, recipe: type[config.Section]) -> str:
         return f"; did you mean {prefix}{close}?"
     if (other := ELSEWHERE.get(name)) in everywhere:
         return f"; did you mean {other}?"
-    if exact:
-        return f"; did you mean {' or '.join(exact[:3])}?"
+    if exact:  # those that lie deepest are seldom meant
+        depth = min(k.count(".") for k in exact)
+        return f"; did you mean {' or '.join([k for k in exact if k.count('.') == depth][:3])}?"
     if not parents and (owners := [r for r, c in config.RECIPES.items() if name in c.model_fields]):
         if len(owners) > 1:
             return f", which the recipes {', '.join(owners)} have; leave it out, or set recipe to one of them"
@@ -159,14 +162,21 @@ def _meant(key: Key, recipe: type[config.Section]) -> str:
         return f"; did you mean {prefix}{close}?"
     if near := nearest(name, {k.rsplit(".", 1)[-1] for k in everywhere}):
         return f"; did you mean {next(k for k in everywhere if k.rsplit('.', 1)[-1] == near)}?"
-    return f" (keys{' of ' + '.'.join(parents) if parents else ''}: {', '.join(own)})"
+    return f" (keys{' of ' + prefix.removesuffix('.') if parents else ''}: {', '.join(own)})"
 
 
 def section_in(annotation: Any) -> type[config.Section] | None:
-    """The section that a field holds, alone or in a list."""
+    """The section that a field holds, alone or in a list; of several kinds the first."""
     if isinstance(annotation, type) and issubclass(annotation, config.Section):
         return annotation
     return next((found for part in get_args(annotation) if (found := section_in(part))), None)
+
+
+def tagged_in(annotation: Any, tag: str) -> Any:
+    """The part of an annotation that pydantic calls by this tag."""
+    if get_origin(annotation) is Annotated and Tag(tag) in annotation.__metadata__:
+        return annotation
+    return next((found for part in get_args(annotation) if (found := tagged_in(part, tag))), None)
 
 
 def is_list(annotation: Any) -> bool:
@@ -176,6 +186,9 @@ def is_list(annotation: Any) -> bool:
 def _annotation(recipe: type[config.Section], key: Key) -> Any:
     annotation: Any = recipe
     for part in key:
+        if TAG.fullmatch(part):
+            annotation = tagged_in(annotation, part)
+            continue
         section = section_in(annotation)
         if section is not None and part in section.model_fields:
             annotation = section.model_fields[part].annotation

@@ -187,7 +187,7 @@ def _expand(annotation: Any, value: Any) -> Any:
         several = [value] if isinstance(value, str | dict) else value
         return [_expand(section, item) for item in several] if isinstance(several, list) else several
     if isinstance(value, str) and section.shorthand:
-        return {section.shorthand: value}
+        return _expand(section, {section.shorthand: value})
     if not isinstance(value, dict):
         return value
     return {key: _expand(_field(section, key), item) for key, item in value.items()}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"  # peft's name for the only adapter there is
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+VALUE_HEAD = "value_head"  # the module of actor_critic.py, which no sampling engine knows
 _BASE = ".base_layer"
 # makes the full tensors of some parameters readable inside it: needed where ranks hold a part each
 Gather = Callable[[Sequence[torch.nn.Parameter]], AbstractContextManager[object]]
@@ -76,7 +77,7 @@ def engine_weights(
         return
     # remove_duplicate=False: a tied head must reach an engine that keeps a copy of its own
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if ".lora_" in name:
+        if ".lora_" in name or name.startswith(f"{VALUE_HEAD}."):
             continue
         if not name.endswith(f"{_BASE}.weight"):
             with gather([parameter]):

@@ -38,13 +38,15 @@ def total(parts: list[Part], on_cpu: bool = False) -> int:
 
 def row_tokens(cfg: config.Common, size: ModelSize | None) -> int:
     """Prompt and completion together, at most."""
-    data = cfg.data if isinstance(cfg, config.SFT | config.Preference) else None
+    data = cfg.data if isinstance(cfg, config.SFT | config.Preference | config.RewardCommon) else None
     wanted = data.max_length if data and data.max_length else PROMPT_TOKENS + cfg.sampling.max_tokens
     return min(wanted, size.context) if size and size.context else wanted
 
 
 def group_size(cfg: config.Common) -> int:
     """Completions that an update learns from for each of prompts_per_step: a group, a pair, or one."""
+    if isinstance(cfg, config.RewardModel):
+        return {"bradley_terry": 2, "ranked": cfg.loss.completions}.get(cfg.loss.name, 1)
     if isinstance(cfg, config.Preference):
         return 1 if cfg.losses.intersection(config.UNPAIRED) else 2
     return cfg.group_size if isinstance(cfg, config.GRPO) else 1
@@ -124,14 +126,44 @@ def _reference(cfg: config.Common) -> str:
 
 def in_update(cfg: config.Common, parameters: int, shape: Shape | None, row: int, ranks: int = 1) -> list[Part]:
     """What a rank needs beside that during an update."""
+    parts = learning(cfg, parameters, shape, row, ranks)
+    if shape is None or isinstance(cfg, config.RewardCommon):
+        return parts  # a head of one or two numbers at the ends of steps
+    chunk = min(cfg.backend.logprob_chunk, micro_batch(cfg, row, ranks))
+    head, formula = 12 * chunk * shape.vocabulary, f"3 x chunk of {chunk:,} x V x 4 bytes"
+    if not cfg.model.lora.rank:
+        head += 4 * shape.vocabulary * shape.hidden
+        formula += ", + V x H x 4 for the head's gradient"
+    parts.append(Part("log-probabilities", head, formula))
+    return parts
+
+
+def learning(cfg: config.Common, parameters: int, shape: Shape | None, row: int, ranks: int = 1) -> list[Part]:
+    """The same without what is computed of the last hidden states."""
     parts = _gradients(cfg, parameters, shape, ranks)
     half = cfg.backend.dtype == "bfloat16"
     if half and width(cfg) == 4:
         parts.append(Part("bfloat16 weights", 2 * parameters, "P x 2 bytes (autocast's copy)"))
     if shape is None:
         return parts
-    tokens = max(row, min(cfg.micro_batch_tokens, -(-rows_per_update(cfg) // ranks) * row))
-    # what autograd keeps of one layer, per token; measured on transformers' own layers, see tests/test_plan.py
+    tokens = micro_batch(cfg, row, ranks)
+    layer, formula = of_layer(cfg, shape, row, tokens)
+    if cfg.backend.gradient_checkpointing:
+        values, formula = (shape.layers + 1) * shape.hidden + layer, f"(L + 1)H + ({formula}), checkpointed"
+    else:
+        values, formula = shape.layers * layer, f"L x ({formula})"
+    bytes_each = 2 if half else 4
+    formula = f"{tokens:,} tokens x {formula} x {bytes_each} bytes"
+    return [*parts, Part("activations", tokens * values * bytes_each, formula)]
+
+
+def micro_batch(cfg: config.Common, row: int, ranks: int) -> int:
+    """Tokens of the largest, of rows of `row` tokens."""
+    return max(row, min(cfg.micro_batch_tokens, -(-rows_per_update(cfg) // ranks) * row))
+
+
+def of_layer(cfg: config.Common, shape: Shape, row: int, tokens: int) -> tuple[int, str]:
+    """What autograd keeps of one layer, in numbers a token; measured on transformers' own, see tests/test_plan.py."""
     layer = 6 * shape.hidden + 3 * shape.queries + 2 * shape.keys + 4 * shape.intermediate
     formula = "6H + 3A + 2K + 4I"
     if shape.qk_norm:
@@ -140,20 +172,7 @@ def in_update(cfg: config.Common, parameters: int, shape: Shape | None, row: int
         # packed, the table of a row against itself becomes one of the micro-batch against itself
         wide, name = (tokens, "tokens") if cfg.backend.packing else (row, "row")
         layer, formula = layer + 3 * shape.heads * wide, f"{formula} + 3 x heads x {name}"
-    if cfg.backend.gradient_checkpointing:
-        values, formula = (shape.layers + 1) * shape.hidden + layer, f"(L + 1)H + ({formula}), checkpointed"
-    else:
-        values, formula = shape.layers * layer, f"L x ({formula})"
-    bytes_each = 2 if half else 4
-    formula = f"{tokens:,} tokens x {formula} x {bytes_each} bytes"
-    parts.append(Part("activations", tokens * values * bytes_each, formula))
-    chunk = min(cfg.backend.logprob_chunk, tokens)
-    head, formula = 12 * chunk * shape.vocabulary, f"3 x chunk of {chunk:,} x V x 4 bytes"
-    if not cfg.model.lora.rank:
-        head += 4 * shape.vocabulary * shape.hidden
-        formula += ", + V x H x 4 for the head's gradient"
-    parts.append(Part("log-probabilities", head, formula))
-    return parts
+    return layer, formula
 
 
 def _gradients(cfg: config.Common, parameters: int, shape: Shape | None, ranks: int) -> list[Part]:
@@ -183,6 +202,8 @@ def in_sampling(cfg: config.Common, shape: Shape | None, row: int, ranks: int = 
     rows = 0
     if isinstance(cfg, config.GRPO | config.REST) or (isinstance(cfg, config.Preference) and cfg.online):
         rows = cfg.prompts_per_step * cfg.group_size
+        if isinstance(cfg, config.GRPO) and cfg.advantage == "vine":
+            rows *= cfg.vine.continuations  # of each completion's steps, as many at a time as there is room for
     elif isinstance(cfg, config.SFT) and cfg.stop:
         rows = cfg.stop.problems
     if cfg.evaluation.every or isinstance(cfg, config.REST):

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_math import config, memory, memory_vllm
 from grpo_math.memory import Part, total
+from grpo_math.memory_beside import NOTHING, Beside, Block, beside
 from grpo_math.memory_vllm import GIB, Sampler
 from grpo_math.model_size import ModelSize
 
@@ -32,13 +33,14 @@ class Device:
 
 @dataclass(frozen=True)
 class Need:
-    """What a rank holds, in parts. sampler: vLLM's, on the same devices or on its servers'."""
+    """What a rank holds, in parts. sampler: vLLM's, on the same devices or on its servers'. beside: of other models."""
 
     always: list[Part]
     update: list[Part]
     sampling: list[Part]
     sampler: Sampler | None
     peak: int
+    beside: Beside = NOTHING
 
     def fits(self, device: Device) -> bool:
         return self.peak <= USABLE * device.bytes and self.sampler_fits
@@ -85,28 +87,43 @@ def need_of(cfg: config.Common, size: ModelSize, ranks: int, device: Device) -> 
     update = memory.in_update(cfg, size.parameters, size.shape, row, ranks)
     sampling = memory.in_sampling(cfg, size.shape, row, ranks)
     sampler = None if cfg.rollout.engine == "hf" else memory_vllm.sampler(cfg, size, row, device.bytes)
+    others = beside(cfg, size, row, ranks)
     in_process = sampler.share if sampler and cfg.rollout.engine == "vllm" else 0
+    held, turn = total(always) + total(others.throughout), max(map(total, [update, *others.in_turn]))
     if in_process and not cfg.rollout.vllm.sleep:
-        peak = total(always) + total(update) + in_process
+        peak = held + turn + in_process
     else:
-        peak = total(always) + max(total(update), total(sampling) + in_process)
-    return Need(always, update, sampling, sampler, peak)
+        peak = held + max(turn, total(sampling) + in_process)
+    return Need(always, update, sampling, sampler, peak, others)
 
 
 def memory_report(cfg: config.Common, size: ModelSize, ranks: int, device: Device) -> list[str]:
     """Each part with its formula, the peak, and the verdict."""
     need = need_of(cfg, size, ranks, device)
     lines = table([_row(part) for part in need.always if not part.on_cpu])
+    lines += _blocks([block for block in need.beside.blocks if block.throughout])
     lines += ["while updating", *table([_row(part, "  ") for part in need.update if not part.on_cpu])]
+    lines += _blocks([replace(b, title=f"while {b.title}") for b in need.beside.blocks if not b.throughout])
     if need.sampling:
         lines += ["while sampling", *table([_row(part, "  ") for part in need.sampling])]
     if need.sampler is not None:
         lines += [_where(cfg), *table([_row_of(*line) for line in need.sampler.lines])]
+    lines += [f"not in it: {line}" for line in need.beside.elsewhere]
     lines.append(f"peak: about {in_units(need.peak)}, and half a GiB for Python and its libraries")
     on_cpu = [part for part in [*need.always, *need.update] if part.on_cpu]
-    if on_cpu:
-        lines += ["in the CPU's memory, for each rank", *table([_row(part, "  ") for part in on_cpu])]
+    others = _blocks(need.beside.blocks, on_cpu=True)
+    if on_cpu or others:
+        lines += ["in the CPU's memory, for each rank", *table([_row(part, "  ") for part in on_cpu]), *others]
     return [*lines, *_letters(cfg, size), verdict(cfg, size, ranks, device)]
+
+
+def _blocks(blocks: Sequence[Block], on_cpu: bool = False) -> list[str]:
+    """Those with something on the device, or on the CPU, each under its title."""
+    lines = []
+    for block in blocks:
+        if parts := [part for part in block.parts if part.on_cpu == on_cpu]:
+            lines += [block.title, *table([_row(part, "  ") for part in parts])]
+    return lines
 
 
 def _where(cfg: config.Common) -> str:

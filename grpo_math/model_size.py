@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,14 @@ class ModelSize:
     parameters: int | None
     context: int | None
     shape: Shape | None
+
+
+def without_vocabulary_head(size: ModelSize) -> ModelSize:
+    """The same model with a scalar head, whose own parameters are not worth counting. The files of a model that has one
+    already hold fewer parameters than a language model's."""
+    if size.shape is None or size.shape.tied or size.parameters is None or size.parameters < size.shape.parameters():
+        return size
+    return replace(size, parameters=size.parameters - size.shape.vocabulary * size.shape.hidden)
 
 
 def size_of_new(spec: config.NewModel) -> ModelSize:

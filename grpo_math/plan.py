@@ -20,13 +20,16 @@ from grpo_math.examples.read import TARGETS, check_files, kind_of
 from grpo_math.exclude import check_exclude
 from grpo_math.find import find_task, nearest, verifier_of
 from grpo_math.forms import form_of
-from grpo_math.known_models import known_model
+from grpo_math.learned.checks import check_learned
+from grpo_math.learned.size import reward_model_lines
 from grpo_math.memory_report import device_of, memory_report, table
-from grpo_math.model_size import ModelSize, size_of_folder, size_of_new
+from grpo_math.model_at import model_size
+from grpo_math.model_size import ModelSize, without_vocabulary_head
 from grpo_math.problems import load_arguments
 from grpo_math.sandbox import isolation
 from grpo_math.sandbox.client import SandboxError
 from grpo_math.scoring import check_options, runs_programs
+from grpo_math.steps.split import boundary
 from grpo_math.types import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")  # any of them will do
@@ -39,6 +42,7 @@ def preflight(cfg: config.Common, ranks: int = 1) -> None:
     checks: list[Callable[[], object]] = [
         lambda: _check_rewards(cfg),
         lambda: _check_data(cfg),
+        lambda: _check_credit(cfg),
         lambda: check_model(cfg.model.path) if cfg.model.path else None,
         lambda: _check_context(cfg),
         lambda: check_writable(cfg.run_dir),
@@ -109,26 +113,57 @@ def check_packages(cfg: config.Common) -> None:
             raise UserError(f"this run needs {name}, which is not installed: {how}, or see grpo-math doctor")
 
 
+def all_rewards(cfg: config.Common) -> list[config.Reward | config.LearnedReward]:
+    """The rewards of the config, or the task's own verifier; none where there is no task. Beside reward models alone
+    the task's verifier judges too, with a weight of 0: it is seen where what the models reward is no longer right."""
+    rewards, task = cfg.rewards or [], cfg.task or cfg.evaluation.task
+    if task is None or config.verifiers_in(rewards):
+        return list(rewards)
+    return [*rewards, config.Reward(verifier=verifier_of(task.name), weight=0.0 if rewards else 1.0)]
+
+
 def resolve_rewards(cfg: config.Common) -> list[config.Reward]:
-    """The rewards of the config, or the task's own verifier; none where there is no task."""
-    task = cfg.task or cfg.evaluation.task
-    if cfg.rewards or task is None:
-        return cfg.rewards or []
-    return [config.Reward(verifier=verifier_of(task.name))]
+    """The verifiers among all_rewards; learned rewards are learned/'s."""
+    return config.verifiers_in(all_rewards(cfg))
 
 
 def _check_data(cfg: config.Common) -> None:
     """The files are there, and the rules are rules of what is to be made of them. Their lines are read by `train`."""
-    if not isinstance(cfg, config.SFT | config.Preference) or cfg.data is None:
+    if isinstance(cfg, config.GRPO) and cfg.pretraining is not None:
+        check_files(cfg.pretraining.data.files, "pretraining.data.files")
+    if not isinstance(cfg, config.SFT | config.Preference | config.RewardCommon) or cfg.data is None:
         return
     check_files(cfg.data.files)
+    if isinstance(cfg, config.RewardCommon) and cfg.held_out.files:
+        check_files(cfg.held_out.files, "held_out.files")
     if cfg.data.filter is not None:
         cfg.data.filter.settings(TARGETS[kind_of(cfg)])
 
 
+def _check_credit(cfg: config.Common) -> None:
+    """Of what an advantage or a further loss is made of: the files, folders and names that GRPO's sections give."""
+    if not isinstance(cfg, config.GRPO):
+        return
+    if cfg.critic.path is not None:
+        check_model(cfg.critic.path, "critic.path")
+    if cfg.pretraining is not None:
+        check_files(cfg.pretraining.data.files, "pretraining.data.files")
+        if cfg.pretraining.data.filter is not None:
+            cfg.pretraining.data.filter.settings("sft")
+    try:
+        boundary(cfg.vine.boundary)
+    except UserError as error:
+        raise UserError(f"vine.boundary={cfg.vine.boundary}: {error}") from None
+
+
 def _check_rewards(cfg: config.Common) -> None:
-    for reward in resolve_rewards(cfg):
-        check_options(reward)
+    for number, reward in enumerate(all_rewards(cfg)):
+        if isinstance(reward, config.Reward):
+            check_options(reward)
+        else:
+            if reward.url is None:
+                check_model(reward.model, f"rewards.{number}.model")
+            check_learned(reward, f"rewards.{number}")
     isolation_of(cfg)
 
 
@@ -206,26 +241,6 @@ def check_writable(path: str | Path, key: str = "run_dir") -> None:
         ) from error
 
 
-def model_size(model: config.Model) -> ModelSize | None:
-    """None where the model is neither on this machine nor one of the well-known."""
-    if model.new is not None:
-        return size_of_new(model.new)
-    assert model.path is not None
-    folder = Path(model.path) if Path(model.path).is_dir() else _cached(model.path, model.revision or "main")
-    if folder is not None and (folder / "config.json").exists():
-        return size_of_folder(folder)
-    return known_model(model.path)
-
-
-def _cached(hub_id: str, revision: str) -> Path | None:
-    """Where the Hub's own cache has a model, read off its layout, since its library takes a second to import."""
-    home = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
-    store = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub") / f"models--{hub_id.replace('/', '--')}"
-    named = store / "refs" / revision
-    snapshot = store / "snapshots" / (named.read_text().strip() if named.is_file() else revision)
-    return snapshot if snapshot.is_dir() else None
-
-
 def _check_context(cfg: config.Common) -> None:
     size = model_size(cfg.model)
     if cfg.samples and size is not None and size.context and cfg.sampling.max_tokens >= size.context:
@@ -241,13 +256,16 @@ def plan(cfg: config.Common, ranks: int | None = None, gpu_memory: float | None 
     ranks: processes that train, one a GPU; WORLD_SIZE, or one, where it is not given. gpu_memory: of each, in GiB."""
     ranks = int(os.environ.get("WORLD_SIZE", "1")) if ranks is None else ranks
     size = model_size(cfg.model)
+    if size is not None and isinstance(cfg, config.RewardCommon):
+        size = without_vocabulary_head(size)
     sections = (
         ("Configuration", dump_config(cfg).rstrip().splitlines()),
         ("Batch", table(_batch(cfg, size, ranks))),
+        ("Reward models", table(reward_model_lines(cfg, model_size))),
         ("Peak memory, estimated" if ranks == 1 else f"Peak memory of each of {ranks} ranks, estimated",
          _memory(cfg, size, ranks, gpu_memory)),
     )  # fmt: skip
-    return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections)
+    return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections if lines)
 
 
 def _batch(cfg: config.Common, size: ModelSize | None, ranks: int) -> list[tuple[str, ...]]:
@@ -259,15 +277,17 @@ def _batch(cfg: config.Common, size: ModelSize | None, ranks: int) -> list[tuple
     if group > 1:
         first = f"{cfg.prompts_per_step:,} prompts x {group:,} completions = {completions:,} completions"
     context = f", within the context of {size.context:,}" if size and size.context == row else ""
+    content = f"prompt (taken to be {memory.PROMPT_TOKENS} at most) + sampling.max_tokens{context}"
+    length = f"{updates * cfg.steps:,} in {cfg.steps:,} steps"
+    if isinstance(cfg, config.RewardCommon):
+        content = "data.max_length" if cfg.data.max_length else f"taken to be {row:,}; data.max_length bounds it"
+        length = length if cfg.epochs is None else f"as many steps as {cfg.epochs:g} epochs of the files take"
     lines: list[tuple[str, ...]] = [
         *_round(cfg),
         ("a step", first),
         ("tokens", f"at most {completions:,} x {row:,} = {completions * row:,} a step"),
-        ("  a row", f"prompt (taken to be {memory.PROMPT_TOKENS} at most) + sampling.max_tokens{context}"),
-        (
-            "updates",
-            f"{updates:,} a step, of {of_update:,} completions each; {updates * cfg.steps:,} in {cfg.steps:,} steps",
-        ),
+        ("  a row", content),
+        ("updates", f"{updates:,} a step, of {of_update:,} completions each; {length}"),
     ]
     if ranks > 1:
         of_update = -(-of_update // ranks)
@@ -281,6 +301,9 @@ def _batch(cfg: config.Common, size: ModelSize | None, ranks: int) -> list[tuple
         lines.append(
             ("sampled", f"up to {rounds * completions:,} completions a step (dynamic sampling, {rounds} rounds)")
         )
+    if grpo and grpo.advantage == "vine":
+        n = grpo.vine.continuations
+        lines.append(("continued", f"{n:,} times from the end of each step but the last (advantage=vine)"))
     if cfg.evaluation.every:
         limit = cfg.evaluation.limit
         sampled = f"{limit:,} problems x {cfg.evaluation.n}" if limit else f"every problem x {cfg.evaluation.n}"

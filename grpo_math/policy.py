@@ -43,6 +43,7 @@ class Policy:
     logit_softcap: float | None
     lora: config.LoRA = NO_LORA
     layout: Layout = padded
+    outputs: int = 1
 
     def with_packing(self, packing: bool) -> Policy:
         """The same model, reading rows packed or padded. Whoever packs calls packing_checks.check_packing."""
@@ -86,13 +87,24 @@ class Policy:
 
         The second value is the entropy of the same distributions, or None. How much padding there is, or none, changes
         nothing but rounding."""
-        # the prompt's last token predicts the completion's first: states are those before the trained tokens
+        return self.of_states(self.states(batch, autocast), batch, temperature, chunk, with_entropy)
+
+    def states(self, batch: Batch, autocast: torch.dtype | None = None) -> Tensor:
+        """(N, H): the last hidden states before each of the N trained tokens, for the prompt's last token predicts the
+        completion's first."""
         read, before = self.layout(batch, before_the_trained(batch))
         with torch.autocast(batch.token_ids.device.type, dtype=autocast, enabled=autocast is not None):
             hidden = self.model.base_model(**read, use_cache=False).last_hidden_state
-            head = self.model.get_output_embeddings()
         if autocast is not None:
             hidden = hidden.to(autocast)  # the model's own head, which the sampler uses, rounds to this too
+        chosen: Tensor = hidden[before]
+        return chosen
+
+    def of_states(
+        self, states: Tensor, batch: Batch, temperature: float, chunk: int, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """`logprobs`, of states that `states` has computed."""
+        head = self.model.get_output_embeddings()
 
         def chosen_logprobs(states: Tensor) -> tuple[Tensor, ...]:
             logprobs, entropy = token_logprobs(
@@ -108,7 +120,7 @@ class Policy:
             return (logprobs, entropy) if with_entropy else (logprobs,)
 
         with _forward_of(head, chosen_logprobs):
-            chosen, *entropies = head(hidden[before])
+            chosen, *entropies = head(states)
         return scatter(batch.loss_mask, chosen), scatter(batch.loss_mask, entropies[0]) if with_entropy else None
 
     per_token = logprobs  # as a back end calls it

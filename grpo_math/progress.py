@@ -18,6 +18,17 @@ FALLING_NOTE = (
     "note: the chosen completions have become less likely than under the reference. The loss only asks that the "
     "rejected ones fall faster. loss=rpo, apo_zero or nca hold the chosen ones up; a lower learning rate helps too."
 )
+ALARM = "guard/alarm/"  # metrics that are 1 while a guard's alarm rings, 0 else
+ALARM_NOTES = {
+    "gap": "the reward models' scores rise, and the verified reward does not keep up",
+    "correlation": "the reward models no longer prefer what the verifier finds right",
+    "length_correlation": "the reward models' scores go with the length of the completions",
+    "above_p99": "the reward models' scores lie where hardly any of their training data did",
+}
+ALARM_REMEDY = (
+    "The policy may be learning to please the model. Train the reward model on the newest samples, give it less weight "
+    "or a clip, raise kl.coefficient, or go back to an earlier checkpoint; see docs/learned_rewards.md."
+)
 FALLING = -1.0  # nats a completion, from which it is worth that note
 
 # what the line shows, from which metric, and how; a metric that is absent (KL that is off) takes no room
@@ -33,7 +44,11 @@ PARTS = (
     ("chosen", "logprobs/chosen_change", "{:+.2f}"),
     ("rejected", "logprobs/rejected_change", "{:+.2f}"),
     ("kept", "round/kept", "{:.0f}"),
+    ("acc", "score/accuracy", "{:.2f}"),
+    ("auc", "score/auc", "{:.2f}"),
     ("eval acc", "eval/accuracy", "{:.2f}"),
+    ("eval auc", "eval/auc", "{:.2f}"),
+    ("eval f1", "eval/first_error_f1", "{:.2f}"),
 )
 TIMES = (("gen", "time/generate"), ("verify", "time/verify"), ("update", "time/update"))
 
@@ -83,6 +98,11 @@ class Progress:
             self.explained.add(FALLING_NOTE)
         if first_reward:
             self.explained.add(LOSS_NOTE)
+        new = [name for name in ringing(metrics) if name not in self.explained]
+        if new:
+            what = "; ".join(f"{ALARM_NOTES.get(name, name)} ({alarm(name, metrics)})" for name in new)
+            self.note(f"alarm at step {step}: {what}. {ALARM_REMEDY}")
+        self.explained = {*self.explained.difference(ALARM_NOTES), *ringing(metrics)}
 
     def note(self, text: str) -> None:
         """A line that stays, above the one that changes."""
@@ -118,12 +138,22 @@ def progress_line(step: int, steps: int, metrics: Mapping[str, Any], elapsed: fl
     parts = [f"step {step}/{steps}"]
     shown = PARTS if "reward/mean" in metrics else (("loss", "loss/total", "{:.3f}"), *PARTS)
     parts += [f"{label} {_number(metrics[key], form)}" for label, key, form in shown if key in metrics]
+    parts += [f"ALARM {alarm(name, metrics)}" for name in ringing(metrics)]
     times = [f"{label} {_number(metrics[key], '{:.1f}s')}" for label, key in TIMES if key in metrics]
     parts += [" ".join(times)] if times else []
     done = step if done is None else done
     if step < steps and done > 0:
         parts.append(f"eta {duration(elapsed / done * (steps - step))}")
     return "  ".join(parts)
+
+
+def ringing(metrics: Mapping[str, Any]) -> list[str]:
+    """The guards whose alarm rings."""
+    return [key.removeprefix(ALARM) for key, value in metrics.items() if key.startswith(ALARM) and value]
+
+
+def alarm(name: str, metrics: Mapping[str, Any]) -> str:
+    return f"{name} {_number(metrics.get(f'guard/{name}'), '{:.2f}')}"
 
 
 def _fold(line: str, width: int) -> str:

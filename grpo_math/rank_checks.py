@@ -31,7 +31,7 @@ from grpo_math import __version__, config, memory
 from grpo_math.config_file import dump_config
 from grpo_math.launching.ports import check_port
 from grpo_math.memory_report import in_units
-from grpo_math.plan import model_size
+from grpo_math.model_at import model_size
 from grpo_math.ranks import Ranks
 from grpo_math.types import UserError
 

@@ -108,7 +108,7 @@ class Scorer:
         for setting, verdict in zip(self.rewards, row, strict=True):
             assert verdict is not None
             parts[setting.verifier] = _truncated(verdict, completion)
-            if reward is not None:
+            if reward is not None and setting.weight:  # of weight 0 it is only looked at
                 reward = None if verdict.reward is None else reward + setting.weight * verdict.reward
         return Scored(reward, parts[self.rewards[0].verifier], parts)
 

@@ -102,7 +102,7 @@ def judge(
         alone, verdict = True, asked.verdict
     except (Exception, SystemExit) as error:  # whatever a user's code raises is an error by name, not a zero reward
         return False, _error(f"{name}: {describe(error, verifier.__file__)}")
-    complaint = nonsense(verdict)
+    complaint = nonsense(verdict, len(text))
     if complaint:
         return False, _error(f"{name}: {complaint}")
     reward = None if verdict.reward is None else float(verdict.reward)
@@ -117,8 +117,8 @@ def describe(error: BaseException, file: str | None) -> str:
     return "".join(traceback.format_exception_only(error)).strip() + where
 
 
-def nonsense(verdict: object) -> str | None:
-    """What makes this no Verdict that training could use, or None."""
+def nonsense(verdict: object, length: int) -> str | None:
+    """What makes this no Verdict that training could use, or None. length: characters of the text that it judges."""
     if not isinstance(verdict, Verdict):
         return f"returned {_show(verdict)}, not a Verdict"
     if verdict.reason not in get_args(Reason):
@@ -135,15 +135,17 @@ def nonsense(verdict: object) -> str | None:
         return "returned a detail or answer that is not a string"
     if verdict.tests is not None and not _are_strings(verdict.tests):
         return f"returned the tests {_show(verdict.tests)}; return a tuple of strings, or None"
-    return None if verdict.step_rewards is None else _nonsense_steps(verdict.step_rewards)
+    return None if verdict.step_rewards is None else _nonsense_steps(verdict.step_rewards, length)
 
 
-def _nonsense_steps(steps: object) -> str | None:
+def _nonsense_steps(steps: object, length: int) -> str | None:
     if not isinstance(steps, Sequence) or not all(isinstance(s, Sequence) and len(s) == 2 for s in steps):
         return f"returned the step_rewards {_show(steps)}; return ((end, reward), ...)"
     ends = [end for end, _ in steps]
     if not all(isinstance(end, int) for end in ends) or ends != sorted(ends):
         return f"returned step_rewards with the ends {_show(ends)}; they are rising character offsets"
+    if ends and not 0 < ends[0] <= ends[-1] <= length:
+        return f"returned step_rewards with the ends {_show(ends)}, and the text has {length} characters"
     if not all(_is_number(reward) for _, reward in steps):
         return f"returned step_rewards with a reward that is not a finite float: {_show(steps)}"
     return None

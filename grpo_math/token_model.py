@@ -26,6 +26,10 @@ class TokenModel(Protocol):
     @property
     def lora(self) -> config.LoRA: ...
     @property
+    def outputs(self) -> int:
+        """How many numbers it says of each token; with one, per_token is (B, T), and with more (B, T, outputs)."""
+
+    @property
     def layout(self) -> Layout: ...
     @property
     def device(self) -> torch.device: ...
@@ -60,11 +64,16 @@ def score(
     autocast: torch.dtype | None = None,
 ) -> Tensor:
     """per_token of a batch of any size on the CPU, a micro-batch at a time, without gradients."""
-    out = torch.zeros(batch.loss_mask.shape)
+    out = blank(batch, model.outputs)
     for rows in batch.micro_batches(token_budget, model.packing):
         values, _ = model.per_token(batch.rows(rows).to(model.device), temperature, chunk, autocast)
         out[rows, : values.shape[1]] = values.cpu()
     return out
+
+
+def blank(batch: Batch, outputs: int) -> Tensor:
+    """Zeros of the shape of per_token."""
+    return torch.zeros(batch.loss_mask.shape if outputs == 1 else (*batch.loss_mask.shape, outputs))
 
 
 def scatter(mask: Tensor, values: Tensor) -> Tensor:

@@ -101,8 +101,8 @@ class RunAlone(Exception):
 class Scored:
     """One completion's verdicts, a verifier each, and the reward that training uses.
 
-    reward is the weighted sum of the parts, None as soon as one part has no score. verdict is that of the first
-    verifier, the task's own: dynamic sampling and accuracy look at it alone.
+    reward is the weighted sum of the parts, None as soon as one of them has a weight and no score. verdict is that of
+    the first verifier, the task's own: dynamic sampling and accuracy look at it alone.
     """
 
     reward: float | None

@@ -17,8 +17,8 @@ from grpo_math.batch import Batch, pad_rows
 from grpo_math.examples.example import Example
 from grpo_math.examples.raw import RawCompletion, RawExample, Text
 from grpo_math.examples.tokens import Encoder, encoder
-from grpo_math.steps.places import step_tokens, token_ends
-from grpo_math.types import FinishReason, UserError
+from grpo_math.steps.places import offset_ends, step_tokens, token_ends
+from grpo_math.types import Completion, FinishReason, UserError
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,24 @@ class ValueReader:
         """ends: where each step ends, in characters of the completion's text; its value is at the token that holds the
         last of them. Two steps that end in the same token are refused: one value cannot speak for both."""
         example = self._example(prompt, completion, finish_reason)
-        text_ends = token_ends(self.tokenizer, example.completion.token_ids)
-        places = tuple(step_tokens(text_ends, ends))
+        places = tuple(step_tokens(self._text_ends(example.completion), ends))
         if len(set(places)) < len(places):
             raise UserError("two steps end within one token; join them, or take a boundary that tokens respect")
         return Read(example, places)
+
+    def _text_ends(self, completion: Completion) -> list[int]:
+        """How many characters of the text are complete after each token. By the tokenizer's own account, since one that
+        normalises makes other characters of some; behind the text stands the end of the sequence, or of the turn."""
+        text, ids = completion.text, completion.token_ids
+        if self.tokenizer.is_fast:
+            told = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            if ids[: len(told["input_ids"])] == tuple(told["input_ids"]):
+                known = offset_ends(told["offset_mapping"], len(text))
+                return [*known, *[len(text)] * (len(ids) - len(known))]
+        ends = token_ends(self.tokenizer, ids)
+        if ends[-1] < len(text):
+            raise UserError("its tokenizer makes another text of the completion, in which the steps end elsewhere")
+        return ends
 
     def _example(self, prompt: Text, completion: Text, finish_reason: FinishReason) -> Example:
         raw = RawExample("", prompt, (RawCompletion(completion, finish_reason),))

@@ -12,6 +12,9 @@ They are saved in transformers' own forms, so that others' models load here and 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -63,6 +66,7 @@ class ValueModel:
     kind: ValueKind
     layout: Layout = padded
     lora: config.LoRA = NO_LORA
+    outputs: int = 1
 
     def with_packing(self, packing: bool) -> ValueModel:
         return replace(self, layout=packed_layout(self.model) if packing else padded)
@@ -182,7 +186,8 @@ def load_value_model(
 
     if spec.lora.rank:
         raise UserError(f"model.lora.rank={spec.lora.rank}: a model of values is trained whole; set model.lora.rank=0")
-    loaded = load_model(spec, CLASSES[kind], device, dtype, zero, offload_parameters, prepare, key)
+    with no_report():
+        loaded = load_model(spec, CLASSES[kind], device, dtype, zero, offload_parameters, prepare, key)
     model = loaded.model
     head_of(model)
     missing = [name for name in loaded.missing if name.partition(".")[0] not in HEADS]
@@ -194,10 +199,28 @@ def load_value_model(
     if loaded.missing:
         empty(head_of(model))
     set_padding(model, loaded.tokenizer)
+    if kind == "critic":
+        # else it would pass for a process model of one label
+        model.config.grpo_math = {"kind": kind}
     value = ValueModel(model.eval(), loaded.tokenizer, kind)
     if zero != 3:
         value.check()
     return value
+
+
+@contextmanager
+def no_report() -> Iterator[None]:
+    """transformers warns of a new head that it is new, and that it is not split over devices; what else may be missing
+    is looked at here."""
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "distributed.tensor_parallel")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @torch.no_grad()

@@ -155,7 +155,8 @@ def test_dump_reloads_to_an_equal_object(load: Load) -> None:
 
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_every_algorithm_gives_a_valid_config(load: Load, name: str) -> None:
-    cfg = load(BASE, f"algorithm={name}")
+    rewards = ["rewards=[{verifier: math}, {model: some/judge}]"] if name == "grpo_iterative" else []
+    cfg = load(BASE, f"algorithm={name}", *rewards)
     assert cfg.algorithm == name
     assert cfg.advantage == algorithms.ALGORITHMS[name]["advantage"]
     assert load(dump_config(cfg)) == cfg
@@ -210,7 +211,7 @@ def test_hints_for_other_trainers_words_lead_somewhere() -> None:
 @pytest.mark.parametrize(
     ("override", "meant"),
     [
-        ("learning_rate=1e-5", "optimizer.learning_rate"),
+        ("learning_rate=1e-5", "optimizer.learning_rate or critic.learning_rate or retraining.learning_rate"),
         ("optimizer.learning_rte=1e-5", "optimizer.learning_rate"),
         ("optimizer.lr=1e-5", "optimizer.learning_rate"),
         ("optimiser.learning_rate=1e-5", "optimizer"),
@@ -281,12 +282,12 @@ def test_all_mistakes_at_once(refuse: Refuse) -> None:
         ("checkpoint=5", "must be a section with keys of its own, or left out (keys: every, keep)"),
         ("kl=", "must be a section"),
         ("rewards=7", "must be a list"),
-        ("rewards=[]", "name at least one verifier"),
+        ("rewards=[]", "name at least one, and each once"),
         ("evaluation.k=[]", "must have 1 or more entries"),
         ("evaluation.k=[1, 16]", "set n=16"),
         ("task.options=3", "must be a mapping"),
         ("group_size=1", "set group_size=2 or more"),
-        ("recipe=stf", "unknown recipe; did you mean sft? (known: grpo, sft, preference, rest)"),
+        ("recipe=stf", "unknown recipe; did you mean sft? (known: grpo, sft, preference, rest, reward_model, process"),
         ("model.path=", "model.path is missing"),
         ("task.template=Solve it.", "has no {question} in it"),
         ("sampling.top_p=0.9", "use top_p=1.0 and top_k=0"),

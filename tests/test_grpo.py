@@ -19,6 +19,7 @@ from grpo_math.algorithms import ALGORITHMS
 from grpo_math.config import GRPO
 from grpo_math.recipes.run import run
 from grpo_math.types import UserError
+from tests.credit import save_reward_model
 from tests.tiny import save_tiny
 
 TASK = '''
@@ -37,7 +38,8 @@ EXAMPLES = []
 def verify(problem, completion):
     {body}
     good = completion.count("e") + completion.count("1")
-    return Verdict(float(good > 0), "correct" if good else "wrong", answer=completion[:3])
+    steps = [(len(completion), float(good > 0))] if completion else []
+    return Verdict(float(good > 0), "correct" if good else "wrong", answer=completion[:3], step_rewards=steps)
 '''
 
 
@@ -387,6 +389,9 @@ def test_every_preset_takes_a_step(setting, name, tmp_path):
 
     path = tmp_path / "preset.yaml"
     values = setting(steps=1).model_dump(exclude_unset=True)
+    if name == "grpo_iterative":
+        save_reward_model(tmp_path / "model", "outcome", tmp_path / "judge", seed=0)
+        values["rewards"] = [{"verifier": str(tmp_path / "verifier.py")}, {"model": str(tmp_path / "judge")}]
     path.write_text(yaml.safe_dump(values | {"algorithm": name}))
     cfg = load_config(path)
     run(cfg)

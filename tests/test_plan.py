@@ -20,11 +20,13 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
-from transformers.models.auto import AutoModelForCausalLM
+from transformers.models.auto import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from grpo_math import config, memory, memory_report, plan, policy
+from grpo_math import config, memory, memory_report, plan
 from grpo_math.known_models import _TABLE, known_model
+from grpo_math.memory_beside import beside
 from grpo_math.memory_report import GIB, Device, need_of, remedies
+from grpo_math.model_at import model_size
 from grpo_math.model_size import CHARACTERS, Shape, size_of_folder, size_of_new
 from grpo_math.small_model import character_tokenizer, small_model
 from grpo_math.types import UserError
@@ -153,7 +155,7 @@ def test_batch_arithmetic(folder: Path) -> None:
 
 
 def test_memory_by_part(folder: Path) -> None:
-    size = plan.model_size(config.Model(path="m"))
+    size = model_size(config.Model(path="m"))
     assert size is not None
     assert size.parameters == 887_680
     cfg = grpo(kl={"coefficient": 0.1}, prompts_per_step=2, group_size=4, micro_batch_tokens=512)
@@ -290,6 +292,93 @@ def test_vllm_has_its_share_while_sampling() -> None:
     assert "vLLM, on the servers' devices, not on these" in "\n".join(
         memory_report.memory_report(served, size, 8, device)
     )
+
+
+# Models beside the policy
+
+
+def blocks_of(cfg: config.GRPO, ranks: int = 1, row: int = 256) -> dict[str, dict[str, int]]:
+    """{title: {part: bytes on the device}}"""
+    size = model_size(cfg.model)
+    assert size is not None
+    return {block.title: held(block.parts) for block in beside(cfg, size, row, ranks).blocks}
+
+
+def test_a_critic_takes_turns_with_the_policy(folder: Path) -> None:
+    few = {"prompts_per_step": 1, "group_size": 2, "micro_batch_tokens": 512}
+    cfg = grpo(advantage="gae", kl={"coefficient": 0.1, "where": "reward"}, **few)
+    count, device = 887_680, Device(80 * GIB, "for the test")
+    size = model_size(cfg.model)
+    assert size is not None
+    policy = held(memory.in_update(cfg, count, size.shape, row=256))
+    found = blocks_of(cfg)
+    assert found["the critic, as large as the policy"] == {"weights": 4 * count, "Adam states": 8 * count}
+    assert found["the critic learns"] == {name: policy[name] for name in ("gradients", "activations")}
+    need = need_of(cfg, size, 1, device)
+    assert need.peak == (4 + 8 + 4) * count + (4 + 8) * count + memory.total(need.update)  # with the reference
+    report = plan.plan(cfg)
+    assert "the critic, as large as the policy\n    weights                3.4 MiB   887,680 x 4 bytes" in report
+    assert "while the critic learns\n    gradients              3.4 MiB   887,680 x 4 bytes" in report
+    assert blocks_of(grpo(advantage="gae", critic={"shared": True})) == {}
+    split = blocks_of(grpo(advantage="gae", backend=deepspeed(2)), ranks=4)
+    assert split["the critic, as large as the policy"] == {"weights": 2 * count, "master copy, Adam": 3 * count}
+    assert split["the critic learns"]["gradients"] == count
+    adapted = {"model": {"path": "m", "lora": {"rank": 2}}, "backend": {"dtype": "bfloat16"}}
+    assert blocks_of(grpo(advantage="gae", **adapted))["the critic, as large as the policy"]["weights"] == 4 * count
+    settings = Qwen2Config(**SIZES)
+    AutoModelForCausalLM.from_config(settings).save_pretrained(folder / "small")
+    own = blocks_of(grpo(advantage="gae", critic={"path": "small"}))["the critic, small"]
+    settings.num_labels = 1
+    with torch.device("meta"):
+        critic = AutoModelForTokenClassification.from_config(settings)
+    assert own["weights"] == 4 * (critic.num_parameters() - 64 - 1)  # but for the head
+    absent = plan.plan(grpo(advantage="gae", critic={"path": "org/name"}))
+    assert "not in it: critic.path=org/name: unknown until the model is on this machine" in absent
+
+
+def test_reward_models_are_there_all_the_time_or_while_they_score(folder: Path) -> None:
+    count = 887_680
+    size = model_size(config.Model(path="m"))
+    assert size is not None
+    assert size.shape is not None
+    s = size.shape
+    layer = 6 * s.hidden + 3 * s.queries + 2 * s.keys + 4 * s.intermediate
+    scoring = {"activations": 512 * layer * 4}
+    base: dict[str, Any] = {"model": "m", "micro_batch_tokens": 512}
+    kept = blocks_of(grpo(rewards=[base]))
+    assert kept == {"rewards.0, m": {"weights": 4 * count}, "rewards.0 scores": scoring}
+    put_away = blocks_of(grpo(rewards=[{"verifier": "math"}, base | {"offload": True}]))
+    assert put_away == {"rewards.1, m": {}, "rewards.1 scores": {"weights": 4 * count, **scoring}}
+    half = blocks_of(grpo(rewards=[base | {"dtype": "bfloat16"}]))
+    assert half["rewards.0, m"] == {"weights": 2 * count}
+    elsewhere = [{"model": "m", "device": "cpu"}, {"model": "m", "url": "http://a:1"}, {"model": "org/name"}]
+    elsewhere = [reward | {"name": f"r{i}"} for i, reward in enumerate(elsewhere)]
+    assert blocks_of(grpo(rewards=elsewhere)) == {"rewards.0, m": {}}
+    report = plan.plan(grpo(rewards=elsewhere))
+    assert "not in it: rewards.1, m: on its server" in report
+    assert "not in it: rewards.2.model=org/name: unknown until the model is on this machine" in report
+    in_cpu = report.partition("in the CPU's memory, for each rank")[2]
+    assert "rewards.0, m\n    weights                3.4 MiB   887,680 x 4 bytes (float32)" in in_cpu
+
+
+def test_a_reward_model_that_learns_is_split_no_further_than_by_gradients(folder: Path) -> None:
+    count = 887_680
+    cfg = grpo(rewards=["math", {"model": "m"}], retraining={"every": 5}, backend=deepspeed(3))
+    found = blocks_of(cfg, ranks=4)
+    assert found["rewards.1, m"] == {"weights": 2 * count, "master copy, Adam": 3 * count}
+    learns = found["rewards.1 learns (retraining)"]
+    assert learns["gradients"] == count
+    assert "gathered weights" not in learns
+    assert "rewards.1 scores" in found
+
+
+def test_a_vine_samples_more_rows(folder: Path) -> None:
+    cfg = grpo(prompts_per_step=2, group_size=4, advantage="vine", vine={"continuations": 3})
+    assert "key-value cache" in held(memory.in_sampling(cfg, SHAPE, row=256))
+    plain = grpo(prompts_per_step=2, group_size=4)
+    one, other = (held(memory.in_sampling(c, SHAPE, row=256))["key-value cache"] for c in (cfg, plain))
+    assert one == 3 * other
+    assert "3 times from the end of each step but the last" in plan.plan(cfg)
 
 
 @pytest.mark.parametrize(
@@ -479,6 +568,9 @@ def test_preflight_passes_and_leaves_nothing_behind(folder: Path) -> None:
         ({"model": {"path": "m/checkpoints/step-1"}}, "make or download it first"),
         ({"model": {"path": "m/x"}}, "there is no such folder"),
         ({"model": {"path": "what is this"}}, "neither a folder nor a Hub id"),
+        ({"advantage": "gae", "critic": {"path": "./n"}}, "critic.path=./n: there is no such folder"),
+        ({"advantage": "vine", "vine": {"boundary": "newlines"}}, "vine.boundary=newlines: unknown boundary"),
+        ({"pretraining": {"data": {"files": ["none.jsonl"]}}}, "pretraining.data.files"),
         ({"run_dir": "m/config.json"}, "is a file; give another folder"),
         ({"run_dir": "m/config.json/run"}, "is a file; give another folder"),
         ({"sampling": {"max_tokens": 256}}, "context of 256 tokens; set sampling.max_tokens=128 or less"),
@@ -539,7 +631,3 @@ def test_broken_model_settings_are_named(folder: Path) -> None:
     (folder / "m" / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match=r"m/config.json has no hidden_size"):
         plan.preflight(grpo())
-
-
-def test_the_tokenizer_files_are_those_that_loading_asks_for() -> None:
-    assert plan.TOKENIZER_FILES == policy.TOKENIZER_FILES

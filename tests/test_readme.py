@@ -32,7 +32,11 @@ EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 FILTER = (ROOT / "docs" / "filter.md").read_text(encoding="utf-8")
 SAMPLE = (ROOT / "docs" / "sample.md").read_text(encoding="utf-8")
 OFFLINE = (ROOT / "docs" / "offline.md").read_text(encoding="utf-8")
-BOTH = README + CONTRIBUTING + AT_SCALE + EVALUATION + FILTER + SAMPLE + OFFLINE
+LEARNED = "".join(
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("credit", "judges", "learned_rewards", "reward_models", "steps")
+)
+BOTH = README + CONTRIBUTING + AT_SCALE + EVALUATION + FILTER + SAMPLE + OFFLINE + LEARNED
 TOP = config.GRPO.model_fields | config.SFT.model_fields
 OFFLINE_TOP = config.SFT.model_fields | config.REST.model_fields | config.Preference.model_fields
 
@@ -51,7 +55,8 @@ def commands() -> list[list[str]]:
     lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line, comments=True) for line in [*lines, *inline()] if line.startswith("grpo-math ")]
     # `grpo-math serve` in the prose is the command's name, not a call of it
-    named = [line for line in words if len(line) == 2 and line[1] in ("serve", "launch", "filter", "sample")]
+    names = ("serve", "launch", "filter", "sample", "label", "label-steps", "revise", "plan")
+    named = [line for line in words if len(line) == 2 and line[1] in names]
     return [line[1:] for line in words if not line[1].startswith("-") and line not in named]
 
 
@@ -124,9 +129,10 @@ def test_the_advantage_and_the_surrogate_work() -> None:
 def test_every_block_of_python_is_tested() -> None:
     """By the tests above, which look for these."""
     tested = ("Is the last number", "Products of", "def best_only", "def cut_above")
+    elsewhere = ("AutoModelForSequenceClassification",)  # test_reward_models.py
     for block in blocks("python"):
         ast.parse(block)
-        assert any(start in block for start in tested), block
+        assert any(start in block for start in tested + elsewhere), block
 
 
 # Commands
@@ -250,8 +256,9 @@ def test_files_exist() -> None:
         assert (ROOT / name).exists(), name
     for name in (METRICS, COMPLETIONS):
         assert f"`{name}`" in README
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", BOTH):
-        assert (ROOT / target).suffix == ".png" or (ROOT / target).exists(), target
+    for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", file.read_text(encoding="utf-8")):
+            assert (ROOT / target).suffix == ".png" or (file.parent / target).exists(), (file.name, target)
 
 
 def test_the_layout_is_that_of_the_repository() -> None:

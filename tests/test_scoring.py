@@ -103,6 +103,11 @@ def test_an_exception_inside_a_library_names_the_line_of_the_verifier(make):
         ('Verdict(1.0, "correct", "", 5)', "a detail or answer that is not a string"),
         ('Verdict(1.0, "correct", step_rewards=((3, 1.0), (1, 0.0)))', "rising character offsets"),
         ('Verdict(1.0, "correct", step_rewards=((3, float("nan")),))', "not a finite float"),
+        (
+            'Verdict(1.0, "correct", step_rewards=((1, 0.0), (9, 1.0)))',
+            "ends list [1, 9], and the text has 3 characters",
+        ),
+        ('Verdict(1.0, "correct", step_rewards=((0, 1.0),))', "ends list [0], and the text has 3 characters"),
         ('Verdict(1.0, "correct", step_rewards=1.0)', "return ((end, reward), ...)"),
         ('Verdict(1.0, "correct", tests=["passed"])', "the tests list ['passed']; return a tuple of strings"),
         ('Verdict(1.0, "correct", tests=("passed", 1))', "return a tuple of strings, or None"),

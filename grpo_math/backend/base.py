@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,9 +22,12 @@ class TrainBackend(Protocol):
     def logprobs(self, batch: Batch) -> Tensor:
         """(B, T) at the sampling temperature, 0 outside batch.loss_mask; no gradient."""
 
-    def step(self, batch: Batch, loss: LossFn, with_entropy: bool = False) -> Metrics:
+    def step(
+        self, batch: Batch, loss: LossFn, with_entropy: bool = False, also: Sequence[tuple[Batch, LossFn]] = ()
+    ) -> Metrics:
         """One optimizer update on the whole batch: splits it, accumulates, clips, updates. The loss's values per token
-        come back as means over the batch's trained tokens, those of no dimension as their sum."""
+        come back as means over the batch's trained tokens, those of no dimension as their sum. also: further terms of
+        the loss, each of rows of its own."""
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         """What an engine needs to sample from the policy, as lora.engine_weights says. Every rank must take all."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from functools import partial
 from io import StringIO
@@ -20,6 +20,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from grpo_math.actor_critic import policy_in
 from grpo_math.backend.base import LossFn, Metrics, metric_part, sampled_tokens
 from grpo_math.backend.dealing import MicroBatch, deal
 from grpo_math.backend.deepspeed_checkpoint import Checkpoint
@@ -29,10 +30,9 @@ from grpo_math.backend.torch import GIVE_UP_AFTER, decay_groups, schedule
 from grpo_math.batch import Batch
 from grpo_math.lora import engine_weights
 from grpo_math.packing_checks import check_packing
-from grpo_math.policy import Policy
 from grpo_math.ranks import Ranks
 from grpo_math.reference import AdapterOff, Reference
-from grpo_math.token_model import TokenModel
+from grpo_math.token_model import TokenModel, blank
 from grpo_math.types import UserError
 from grpo_math.zero import load_deepspeed
 
@@ -130,16 +130,16 @@ class DeepSpeedBackend:
     def _score(self, policy: TokenModel, batch: Batch) -> Tensor:
         """Of this policy, or of a twin that every rank has whole."""
         if policy is self.policy:
-            return self.share(lambda part: self.scorer(batch=part)[0], batch)
+            return self.share(lambda part: self.scorer(batch=part)[0], batch, self.policy.outputs)
         return self.share(lambda part: policy.per_token(part, self.temperature, self.chunk)[0], batch)
 
     def _mine(self, batch: Batch) -> list[MicroBatch]:
         return deal(batch, self.micro_batch_tokens, self.ranks.size, self.policy.packing)[self.ranks.rank]
 
     @torch.no_grad()
-    def share(self, score: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
-        """(B, T) of `score`, each rank computing its share of the rows."""
-        out = torch.zeros(batch.loss_mask.shape)
+    def share(self, score: Callable[[Batch], Tensor], batch: Batch, outputs: int = 1) -> Tensor:
+        """(B, T) of `score`, or (B, T, outputs), each rank computing its share of the rows."""
+        out = blank(batch, outputs)
         rows = trained_rows(batch)
         part = batch.rows(rows)
         for micro_batch in self._mine(part):
@@ -148,13 +148,30 @@ class DeepSpeedBackend:
                 out[rows[micro_batch.rows], : values.shape[1]] = values.cpu()
         return self.ranks.sum(out)
 
-    def step(self, batch: Batch, loss: LossFn, with_entropy: bool = False) -> Metrics:
-        batch = batch.rows(trained_rows(batch))
+    def step(
+        self, batch: Batch, loss: LossFn, with_entropy: bool = False, also: Sequence[tuple[Batch, LossFn]] = ()
+    ) -> Metrics:
+        terms = [(rows.rows(trained_rows(rows)), loss_of) for rows, loss_of in ((batch, loss), *also)]
         learning_rate = self.learning_rate * self.factor(self.updates)
-        if not len(batch):  # no gradient, so no update, not even by momentum; the schedule goes on
+        if not any(len(rows) for rows, _ in terms):
+            # no gradient, so no update, not even by momentum; the schedule goes on
             self.updates, self.bad_updates = self.updates + 1, 0
             return {"optim/grad_norm": 0.0, "optim/lr": learning_rate, "optim/skipped": 0.0}
         sums: dict[str, float] = defaultdict(float)
+        for rows, loss_of in terms:
+            self._accumulate(rows, loss_of, with_entropy, sums)
+        everyone = self.ranks.sum(torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64))
+        norm = self._update(learning_rate)
+        finite = math.isfinite(norm)
+        self._count(finite)
+        return dict(zip(sorted(sums), everyone.tolist(), strict=True)) | {
+            "optim/grad_norm": norm,
+            "optim/lr": learning_rate,
+            "optim/skipped": float(not finite),
+        }
+
+    def _accumulate(self, batch: Batch, loss: LossFn, with_entropy: bool, sums: dict[str, float]) -> None:
+        """Adds the gradient of this rank's share of this term, and its metrics to `sums`."""
         trained = float(sampled_tokens(batch).sum())
         for micro_batch in self._mine(batch):
             part = batch.rows(micro_batch.rows).to(self.device)
@@ -168,15 +185,6 @@ class DeepSpeedBackend:
             sums["loss/total"] += counts * float(value.detach())
             for name, values in metrics.items():
                 sums[name] += counts * metric_part(values, part, trained)
-        everyone = self.ranks.sum(torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64))
-        norm = self._update(learning_rate)
-        finite = math.isfinite(norm)
-        self._count(finite)
-        return dict(zip(sorted(sums), everyone.tolist(), strict=True)) | {
-            "optim/grad_norm": norm,
-            "optim/lr": learning_rate,
-            "optim/skipped": float(not finite),
-        }
 
     def _update(self, learning_rate: float) -> float:
         """Clips and makes the update, or leaves it out on all ranks where the gradient is not finite. Returns its norm
@@ -220,10 +228,10 @@ class DeepSpeedBackend:
     def reference(self, kl: config.KL) -> Reference:
         from grpo_math.backend.deepspeed_twin import SplitTwin, WholeTwin
 
-        assert isinstance(self.policy, Policy)
-        if self.policy.lora.rank:
-            return AdapterOff(self.policy, self._score)
-        return SplitTwin(self, kl) if self.stage == 3 else WholeTwin(self.policy, self._score, kl, self.ranks)
+        policy = policy_in(self.policy)
+        if policy.lora.rank:
+            return AdapterOff(policy, self._score)
+        return SplitTwin(self, kl) if self.stage == 3 else WholeTwin(policy, self._score, kl, self.ranks)
 
     def save(self, path: Path) -> None:
         files = self._files()

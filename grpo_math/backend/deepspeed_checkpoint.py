@@ -28,7 +28,7 @@ from grpo_math.backend.states import (
     write_index,
     write_share,
 )
-from grpo_math.backend.torch import save_merged
+from grpo_math.backend.torch import save_merged, save_model
 from grpo_math.lora import engine_weights, peft_name, save_adapter
 from grpo_math.ranks import Ranks
 from grpo_math.token_model import TokenModel
@@ -77,7 +77,7 @@ class Checkpoint:
             write_index(path, owner, kinds, self.ranks.size, progress)
             self.policy.tokenizer.save_pretrained(path)
             if not lora.rank:
-                self.policy.model.save_pretrained(path, state_dict=model)
+                save_model(self.policy, model, path)
                 return
             save_adapter(self.policy.model, model.items(), path)
             if merged is not None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from grpo_math.actor_critic import policy_in
 from grpo_math.backend.deepspeed_masters import set_weight
 from grpo_math.batch import Batch
 from grpo_math.policy import Policy
@@ -46,8 +47,7 @@ class SplitTwin:
         from grpo_math.backend.deepspeed import Scorer
 
         self.backend, self.kl, self.ranks = backend, kl, backend.ranks
-        policy = backend.policy
-        assert isinstance(policy, Policy)
+        policy = policy_in(backend.policy)
         offload = "offload_param" in backend.settings["zero_optimization"]
         with split_loading(backend.device, policy.model.dtype, offload), torch.random.fork_rng():
             model = type(policy.model)._from_config(copy.deepcopy(policy.model.config), dtype=policy.model.dtype)

@@ -27,6 +27,7 @@ FOLDER = "optimizer"
 INDEX = "index.json"
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+HEAD_FILE = Path("critic", "value_head.safetensors")  # of actor_critic.py, beside the model that a checkpoint is
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,17 @@ def open_states(path: Path) -> tuple[Store, Progress]:
 
 def open_model(path: Path) -> Store:
     """The weights beside the states, under the names of the files."""
-    files = sorted(path.glob("*.safetensors"))
+    files = model_files(path)
     if not files:
         raise UserError(f"{path}: has no *.safetensors with the model's weights; {_REMEDY}")
     listed = {file for index in path.glob("*.safetensors.index.json") for file in _listed(index)}
     return Store(sorted({*files, *listed}))
+
+
+def model_files(path: Path) -> list[Path]:
+    """Those with the model's tensors, and its value head's if it has one."""
+    head = [path / HEAD_FILE] if (path / HEAD_FILE).exists() else []
+    return [*sorted(path.glob("*.safetensors")), *head]
 
 
 def _listed(index: Path) -> set[Path]:

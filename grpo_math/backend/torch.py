@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from grpo_math.actor_critic import policy_in
 from grpo_math.backend.base import LossFn, Metrics, metric_part, sampled_tokens
+from grpo_math.backend.states import HEAD_FILE, model_files
 from grpo_math.batch import Batch
-from grpo_math.lora import adapter_weights, engine_weights, load_adapter, save_adapter
+from grpo_math.lora import VALUE_HEAD, adapter_weights, engine_weights, load_adapter, save_adapter
 from grpo_math.packing_checks import check_packing
-from grpo_math.policy import Policy
 from grpo_math.reference import AdapterOff, Reference, Twin
 from grpo_math.token_model import TokenModel, score
 from grpo_math.types import UserError
@@ -72,9 +73,25 @@ class TorchBackend:
     def _score(self, policy: TokenModel, batch: Batch) -> Tensor:
         return score(policy, batch, self.temperature, self.chunk, self.micro_batch_tokens, self.autocast)
 
-    def step(self, batch: Batch, loss: LossFn, with_entropy: bool = False) -> Metrics:
+    def step(
+        self, batch: Batch, loss: LossFn, with_entropy: bool = False, also: Sequence[tuple[Batch, LossFn]] = ()
+    ) -> Metrics:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = defaultdict(float)
+        for term in ((batch, loss), *also):
+            self._accumulate(*term, with_entropy, sums)
+        learning_rate = self.schedule.get_last_lr()[0]
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.max_grad_norm))
+        finite = self._update_if_finite(norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        return dict(sums) | {
+            "optim/grad_norm": norm,
+            "optim/lr": float(learning_rate),
+            "optim/skipped": float(not finite),
+        }
+
+    def _accumulate(self, batch: Batch, loss: LossFn, with_entropy: bool, sums: dict[str, float]) -> None:
+        """Adds the gradient of this term, and its metrics to `sums`."""
         trained = float(sampled_tokens(batch).sum())
         for rows in batch.micro_batches(self.micro_batch_tokens, self.policy.packing):
             part = batch.rows(rows).to(self.policy.device)
@@ -86,15 +103,6 @@ class TorchBackend:
             sums["loss/total"] += float(value.detach())
             for name, values in metrics.items():
                 sums[name] += metric_part(values, part, trained)
-        learning_rate = self.schedule.get_last_lr()[0]
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.max_grad_norm))
-        finite = self._update_if_finite(norm)
-        self.optimizer.zero_grad(set_to_none=True)
-        return dict(sums) | {
-            "optim/grad_norm": norm,
-            "optim/lr": float(learning_rate),
-            "optim/skipped": float(not finite),
-        }
 
     def _update_if_finite(self, norm: float) -> bool:
         if math.isfinite(norm):
@@ -114,10 +122,10 @@ class TorchBackend:
         return engine_weights(self.policy.model, self.policy.lora)
 
     def reference(self, kl: config.KL) -> Reference:
-        assert isinstance(self.policy, Policy)
-        if self.policy.lora.rank:
-            return AdapterOff(self.policy, self._score)
-        return Twin(self.policy, self._score, kl)
+        policy = policy_in(self.policy)
+        if policy.lora.rank:
+            return AdapterOff(policy, self._score)
+        return Twin(policy, self._score, kl)
 
     def save(self, path: Path) -> None:
         save_policy(self.policy, path)
@@ -144,11 +152,25 @@ def save_policy(policy: TokenModel, path: Path) -> None:
     """An ordinary Hugging Face folder; with LoRA that of the adapter, and the whole model in `merged` if asked for."""
     policy.tokenizer.save_pretrained(path)
     if not policy.lora.rank:
-        policy.model.save_pretrained(path)
+        save_model(policy, policy.model.state_dict() if hasattr(policy.model, VALUE_HEAD) else None, path)
         return
     save_adapter(policy.model, adapter_weights(policy.model), path)
     if policy.lora.save_merged:
         save_merged(policy, engine_weights(policy.model, policy.lora.model_copy(update={"sync": "merged"})), path)
+
+
+def save_model(policy: TokenModel, tensors: Mapping[str, Tensor] | None, path: Path) -> None:
+    """tensors: all of the model's; None where it is whole and has no value head. The head goes into a file of its own,
+    which no other reader would expect."""
+    head = {name: tensor.cpu() for name, tensor in (tensors or {}).items() if name.startswith(f"{VALUE_HEAD}.")}
+    if tensors is None or not head:
+        policy.model.save_pretrained(path, state_dict=None if tensors is None else dict(tensors))
+        return
+    tied = set(policy.model.all_tied_weights_keys)
+    rest = {name: tensor for name, tensor in tensors.items() if name not in head and name not in tied}
+    policy.model.save_pretrained(path, state_dict=rest)
+    (path / HEAD_FILE).parent.mkdir(exist_ok=True)
+    save_file(head, path / HEAD_FILE)
 
 
 def save_merged(policy: TokenModel, weights: Iterable[tuple[str, Tensor]], path: Path) -> None:
@@ -166,7 +188,7 @@ def save_merged(policy: TokenModel, weights: Iterable[tuple[str, Tensor]], path:
 def load_saved(policy: TokenModel, path: Path) -> None:
     """Weights that save_policy wrote, into the policy in place. Raises UserError where they are another model's."""
     tensors: dict[str, Tensor] = {}
-    for file in sorted(path.glob("*.safetensors")):
+    for file in model_files(path):
         tensors |= load_file(file)
     if policy.lora.rank:
         odd = load_adapter(policy.model, tensors)

@@ -6,7 +6,6 @@ and asks in the same way (sample.py). Left out: the typer command (cli_evaluate.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -15,17 +14,26 @@ from typing import Any, Literal
 
 from grpo_math import config
 from grpo_math.arguments import parse_options, whole_numbers
-from grpo_math.evaluation.files import RESULTS, SAMPLES
+from grpo_math.evaluation.files import SAMPLES
 from grpo_math.evaluation.foreign import FileSampler, SampleFile, read_samples
 from grpo_math.evaluation.gold import GoldSampler
 from grpo_math.evaluation.job import Job, for_labels, label_of, make_job, names_of, one_of, options_for, task_of
+from grpo_math.evaluation.jobs_beside import jobs_of_file
+from grpo_math.evaluation.reward_models import (
+    Chosen,
+    RewardSpec,
+    named_paths,
+    on_device,
+    refuse_idle_flags,
+    reward_specs,
+)
 from grpo_math.evaluation.run import Wanted, evaluate
 from grpo_math.evaluation.sampler import Sampler
 from grpo_math.evaluation.show import table
 from grpo_math.evaluation.show_prompt import prompts_shown
 from grpo_math.evaluation.write import speeds
-from grpo_math.plan import check_model, check_task, check_writable
-from grpo_math.types import Problem, Sampling, UserError
+from grpo_math.plan import check_model, check_writable
+from grpo_math.types import Sampling, UserError
 
 MODEL_LINK = "model"  # of a run's folder: its newest checkpoint
 OF_TASKS = ("option", "path", "prompt", "limit", "chat")  # arguments that speak of tasks named beside them
@@ -71,6 +79,8 @@ class Arguments:
     max_rows: int = 512
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
+    reward_model: Sequence[str] = ()
+    reward: Chosen = field(default_factory=Chosen)
 
 
 def command(arguments: Arguments) -> None:
@@ -89,8 +99,9 @@ def command(arguments: Arguments) -> None:
     check_writable(out, "--out")
     if file is not None and (out / SAMPLES).exists() and (out / SAMPLES).samefile(file.path):
         raise UserError(f"--out {out} is the folder of --samples, which would be overwritten; give another one")
+    rewards = rewards_of(arguments)
     sampler, jobs = make_sampler(arguments, path, jobs, file)
-    wanted = wanted_of(arguments, jobs, path, sampling, ks, out)
+    wanted = replace(wanted_of(arguments, jobs, path, sampling, ks, out), rewards=rewards)
     with closing(sampler):
         results = evaluate(wanted, sampler)
     print(f"{wanted.model}\n\n{table(results, speeds(out))}\n\nall of it is in {out}")
@@ -114,6 +125,14 @@ def wanted_of(
     )
 
 
+def rewards_of(arguments: Arguments) -> list[RewardSpec]:
+    """Raises UserError: no reward model, a device that is not there."""
+    if not arguments.reward_model:
+        return []
+    paths = {name: model_path(path, "--reward-model") for name, path in named_paths(arguments.reward_model).items()}
+    return reward_specs(paths, on_device(arguments.reward, arguments.device, "--reward-device"))
+
+
 def refuse_nothing(results: Mapping[str, Any], out: Path) -> None:
     """Raises UserError where nothing of a task could be judged: no figure of it would be one of the model."""
     if nothing := [label for label, found in results["tasks"].items() if found["accuracy"] is None]:
@@ -131,6 +150,8 @@ def refuse_idle(arguments: Arguments) -> None:
         raise UserError("--partial speaks of --samples; leave it out")
     if arguments.engine_options and arguments.engine != "vllm":
         raise UserError("--engine-option is for --engine vllm; leave it out")
+    if not arguments.reward_model:
+        refuse_idle_flags(arguments.reward)
 
 
 def path_of(arguments: Arguments) -> str | None:
@@ -140,14 +161,15 @@ def path_of(arguments: Arguments) -> str | None:
     return model_path(arguments.model)
 
 
-def model_path(model: str) -> str:
-    """A run's folder stands for its newest checkpoint. Raises UserError for a folder that is no model."""
+def model_path(model: str, key: str = "MODEL") -> str:
+    """A run's folder stands for its newest checkpoint. Raises UserError for a folder that is no model; key: what it
+    calls it."""
     folder = Path(model).expanduser()
     if folder.is_dir() and not (folder / "config.json").exists() and (folder / MODEL_LINK).is_dir():
         folder = folder / MODEL_LINK
     if folder.is_dir():
         model = str(folder)
-    check_model(model, "MODEL")
+    check_model(model, key)
     return model
 
 
@@ -158,7 +180,7 @@ def make_jobs(arguments: Arguments, file: SampleFile | None) -> list[Job]:
     if arguments.task is None:
         if file is None:
             raise UserError("--task is missing: say what to evaluate on, such as --task gsm8k,math500")
-        return jobs_of_file(arguments, file)
+        return jobs_of_file(file, arguments.verifier, parse_options("--set", arguments.verifier_options))
     names = names_of("--task", arguments.task)
     labels = [label_of(name) for name in names]
     options = options_for(parse_options("--option", arguments.option), labels)
@@ -177,38 +199,6 @@ def make_jobs(arguments: Arguments, file: SampleFile | None) -> list[Job]:
         )
         jobs.append(make_job(label, task, arguments.verifier, verifier_options))
     return jobs
-
-
-def jobs_of_file(arguments: Arguments, file: SampleFile) -> list[Job]:
-    """The tasks that a file of ours is of, as the results.json beside it tells."""
-    beside = file.path.parent / RESULTS
-    try:
-        tasks = json.loads(beside.read_text(encoding="utf-8"))["manifest"]["tasks"]
-    except FileNotFoundError:
-        raise UserError(
-            f"--samples {file.path}: which task are they of? There is no {RESULTS} beside it that would tell; give "
-            "--task, and --path and --option where the task had them"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{beside} is no results.json of grpo-math evaluate ({error!r}); give --task") from error
-    jobs = []
-    for label, said in tasks.items():
-        task = config.Task(
-            **{key: said[key] for key in ("split", "path", "limit", "exclude", "options")}, name=said["task"]
-        )
-        task = task.model_copy(update={"prompt": said["prompt"]["name"].partition("+")[0]})
-        check_task(task, "the task's path")
-        verifier = said["verifier"]
-        options = parse_options("--set", arguments.verifier_options) or verifier["options"]
-        job = make_job(label, task, arguments.verifier or verifier["name"], options)
-        jobs.append(replace(job, problems=asked_before(job, file, said["problems"]), too_long=said["prompts_too_long"]))
-    return jobs
-
-
-def asked_before(job: Job, file: SampleFile, count: int) -> tuple[Problem, ...]:
-    """Those of the problems that were asked when the file was made, if it still has all of these."""
-    ids = {row.problem for row in file.rows if row.task == job.label}
-    return tuple(p for p in job.problems if p.id in ids) if len(ids) == count else job.problems
 
 
 # ---- sampling

@@ -1,7 +1,8 @@
 """What an evaluation has done so far, so that an interruption loses nothing that was sampled.
 
-A line for each block that a sampler gave and for each that was judged, whole or not at all: a line that was cut off by
-a kill is dropped, and what it held is done again. Gone once results.json is there.
+A line for each block that a sampler gave, for each that was judged and for each that a reward model scored, whole or
+not at all: a line that was cut off by a kill is dropped, and what it held is done again. Gone once results.json is
+there.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ JudgedBlock = list[tuple[int, list[Verdict]]]
 class Journal:
     """request: all that decides what is sampled and how it is judged, as plain JSON. A journal of another request is
     refused, or with `fresh` discarded. samples, verdicts: what there is already, by task and by number of the problem.
-    seconds: that the samples of each task took. Holds the folder: a second one is refused until this one is closed."""
+    scores: the same of reward models, (digest of the model, task) first. seconds: that the samples of each task took.
+    Holds the folder: a second one is refused until this one is closed."""
 
     def __init__(self, folder: Path, request: Mapping[str, Any], fresh: bool = False) -> None:
         self.path = folder / NAME
         self.samples: dict[str, dict[int, list[Sample]]] = {}
         self.verdicts: dict[str, dict[int, list[Verdict]]] = {}
+        self.scores: dict[tuple[str, str], dict[int, list[Verdict]]] = {}
         self.seconds: dict[str, float] = {}
         self._lock = threading.Lock()  # one thread samples, another judges
         try:
@@ -64,6 +67,10 @@ class Journal:
     def judged(self, task: str, block: JudgedBlock) -> None:
         self._append({"task": task, "judged": [[i, [asdict(v) for v in some]] for i, some in block]})
         self.verdicts.setdefault(task, {}).update(block)
+
+    def scored(self, model: str, task: str, block: JudgedBlock) -> None:
+        self._append({"task": task, "model": model, "scored": [[i, [asdict(v) for v in some]] for i, some in block]})
+        self.scores.setdefault((model, task), {}).update(block)
 
     def close(self) -> None:
         os.close(self._file)
@@ -114,9 +121,10 @@ class Journal:
         elif "sampled" in line:
             block = [(i, [_sample(*row) for row in rows]) for i, rows in line["sampled"]]
             self._take_samples(line["task"], block, line["seconds"])
+        elif "scored" in line:
+            self.scores.setdefault((line["model"], line["task"]), {}).update(_verdicts(line["scored"]))
         else:
-            verdicts = {i: [_verdict(row) for row in rows] for i, rows in line["judged"]}
-            self.verdicts.setdefault(line["task"], {}).update(verdicts)
+            self.verdicts.setdefault(line["task"], {}).update(_verdicts(line["judged"]))
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(
@@ -145,6 +153,10 @@ def _sample(
     if token_ids is None or logprobs is None:
         return sample
     return replace(sample, token_ids=array("i", token_ids), logprobs=array("d", logprobs))
+
+
+def _verdicts(rows: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> dict[int, list[Verdict]]:
+    return {i: [_verdict(row) for row in some] for i, some in rows}
 
 
 def _verdict(row: dict[str, Any]) -> Verdict:

@@ -131,12 +131,18 @@ class Api:
         return found
 
     async def insist(
-        self, http: aiohttp.ClientSession, path: str, body: Mapping[str, Any], what: str, read: Callable[[Any], T]
+        self,
+        http: aiohttp.ClientSession,
+        path: str,
+        body: Mapping[str, Any],
+        what: str,
+        read: Callable[[Any], T],
+        root: str | None = None,
     ) -> T:
         """`read` of the answer, asked for again with growing pauses after each Failed. Raises GaveUp after the last."""
         for attempt in count():
             try:
-                return read(await self.ask(http, path, body))
+                return read(await self.ask(http, path, body, root=root))
             except Failed as error:
                 if attempt >= self.retries:
                     raise GaveUp(

@@ -1,7 +1,8 @@
-"""Evaluate: sample what is missing, judge it while the next is sampled, write down every bit, sum up.
+"""Evaluate: sample what is missing, judge it while the next is sampled, have reward models score it, write down every
+bit, sum up.
 
-Left out: what samples (sampler.py), what is counted (summary.py), the files (write.py), and how it is asked for
-(ask.py, sample.py).
+Left out: what samples (sampler.py), what is counted (summary.py, selection.py), the files (write.py), and how it is
+asked for (ask.py, sample.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from grpo_math.evaluation import manifest as manifests
 from grpo_math.evaluation.job import Job
 from grpo_math.evaluation.journal import Block, Journal, refuse_other
 from grpo_math.evaluation.prepare import Plan, make_plan
+from grpo_math.evaluation.reward_models import RewardSpec
 from grpo_math.evaluation.sampler import Sample, Sampler
+from grpo_math.evaluation.selection import selection
 from grpo_math.evaluation.show import Progress
 from grpo_math.evaluation.summary import Judged, curve, summarise
 from grpo_math.evaluation.write import (
@@ -53,7 +56,7 @@ def no_fields(plan: Plan, sample: Sample) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Wanted:
     """sampling: None where the completions exist already. ks: of pass@k. max_tokens: None for as many as fit, at most
-    MAX_TOKENS. fresh: discard what `out` has.
+    MAX_TOKENS. rewards: models that score every completion. fresh: discard what `out` has.
 
     What `evaluate` and `sample` do not share: figures, of one task from its problems' verdicts and the ks; fields, that
     a line of samples.jsonl has besides the usual ones; of_model, what the manifest says of the model besides."""
@@ -67,6 +70,7 @@ class Wanted:
     scoring: config.Scoring
     sandbox: config.Sandbox
     out: Path
+    rewards: Sequence[RewardSpec] = ()
     fresh: bool = False
     figures: Figures = pass_figures
     fields: Fields = no_fields
@@ -76,7 +80,9 @@ class Wanted:
 def evaluate(wanted: Wanted, sampler: Sampler) -> dict[str, Any]:
     """The contents of results.json. Interrupted, the same call goes on where it stopped; once finished, it only reads.
 
-    Raises UserError: `out` has another evaluation or somebody's samples, cannot be written, no prompt fits."""
+    Reward models score once all is sampled, and the sampler is closed: they may need its room. The journal asks only
+    for what decides the samples, so that they are kept where other reward models are to score. Raises UserError: `out`
+    has another evaluation or somebody's samples, cannot be written, no prompt fits, a reward model is of no use."""
     plans = [make_plan(job, sampler, wanted.sampling, wanted.max_tokens) for job in wanted.jobs]
     manifest = {
         "model": {**manifests.model_manifest(wanted.model, wanted.path), **wanted.of_model, **sampler.identity()},
@@ -90,6 +96,9 @@ def evaluate(wanted: Wanted, sampler: Sampler) -> dict[str, Any]:
         "versions": manifests.versions(),
     }
     manifest = json.loads(json.dumps(manifest, default=str))  # as it is read back
+    request = dict(manifest)
+    if wanted.rewards:
+        manifest["reward_models"] = {spec.name: dict(spec.manifest) for spec in wanted.rewards}
     refuse_samples_of_others(wanted.out)
     if not wanted.fresh and (done := finished(wanted.out)) is not None:
         refuse_other(done["manifest"], manifest, wanted.out)
@@ -98,14 +107,17 @@ def evaluate(wanted: Wanted, sampler: Sampler) -> dict[str, Any]:
         wanted.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(wanted.out, error) from error
-    journal = Journal(wanted.out, manifest, wanted.fresh)
+    journal = Journal(wanted.out, request, wanted.fresh)
     try:
         began = time.monotonic()
         begin(wanted.out, plans)
         for plan in plans:
             sample_and_judge(plan, sampler, journal, wanted)
+        if wanted.rewards:
+            sampler.close()
+            score(plans, journal, wanted.rewards)
         # first: judged by another verifier they may still be of use
-        write_samples(wanted.out, plans, journal, wanted.fields)
+        write_samples(wanted.out, plans, journal, wanted.fields, wanted.rewards)
         results = {"manifest": manifest, "tasks": {p.job.label: figures(p, journal, wanted) for p in plans}}
         results = json.loads(json.dumps(results))  # as it is read back
         write_results(wanted.out, plans, journal, results, time.monotonic() - began)
@@ -159,6 +171,14 @@ def sample_and_judge(plan: Plan, sampler: Sampler, journal: Journal, wanted: Wan
             raise
 
 
+def score(plans: Sequence[Plan], journal: Journal, rewards: Sequence[RewardSpec]) -> None:
+    """By one model after the other: there may be room for one only."""
+    from grpo_math.evaluation.reward_scores import score_missing  # loads torch, which a file's samples do without
+
+    for spec in rewards:
+        score_missing(spec, plans, journal)
+
+
 def _raise_failures(waiting: list[Future[None]]) -> None:
     while waiting and waiting[0].done():
         waiting.pop(0).result()
@@ -175,11 +195,15 @@ def _verdict(sample: Sample, verdict: Verdict) -> Verdict:
 
 def figures(plan: Plan, journal: Journal, wanted: Wanted) -> dict[str, Any]:
     groups: dict[int, list[Judged]] = {}
-    for asked, sample, verdict in rows_of(plan, journal):
-        one = Judged(verdict, sample.finish_reason, sample.tokens, sample.failed is None)
+    for asked, sample, verdict, scored in rows_of(plan, journal, wanted.rewards):
+        scores = {name: of_model.reward for name, of_model in scored.items()}
+        one = Judged(verdict, sample.finish_reason, sample.tokens, sample.failed is None, scores)
         groups.setdefault(asked.number, []).append(one)
+    problems = list(groups.values())
+    kinds = {spec.name: spec.reward.kind for spec in wanted.rewards}
     return {
-        **wanted.figures(list(groups.values()), wanted.ks),
+        **wanted.figures(problems, wanted.ks),
+        **(selection(problems, wanted.ks, kinds) if kinds else {}),
         "refused_answers": len(plan.job.refused),
         "prompts_too_long": plan.too_long,
         "missing": plan.job.missing,

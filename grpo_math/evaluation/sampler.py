@@ -85,7 +85,8 @@ class Sampler(Protocol):
     def identity(self) -> dict[str, Any]:
         """All that decides what is sampled, besides the prompts and `Sampling`: for the manifest, as plain JSON."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Gives back what it holds; a second call does nothing."""
 
 
 def until(text: str, stop: Sequence[str]) -> str | None:

@@ -17,36 +17,59 @@ SELDOM_S = 30.0  # in a log
 Z = 1.96  # of 95 %, for the running estimate alone
 
 
-class Progress:
-    """gsm8k  320/1,319 problems  pass@1 0.621 +- 0.031  1,240 tokens/s  eta 3m12s"""
+class Line:
+    """One line that is kept up to date on a terminal, and printed now and then in a log."""
 
-    def __init__(self, label: str, problems: int, journal: Journal, stream: TextIO | None = None) -> None:
-        self.label, self.problems, self.journal, self.stream = label, problems, journal, stream or sys.stderr
-        self.began = self.shown = time.monotonic()
-        self.before = len(journal.samples.get(label, {}))
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.shown = time.monotonic()
 
-    def __enter__(self) -> Progress:
-        if self.before:
-            print(f"{self.label}: {self.before:,} of {self.problems:,} problems were sampled before", file=self.stream)
+    def __enter__(self) -> Line:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.stream.isatty():
             print("\r\033[K", end="", file=self.stream, flush=True)
 
+    @property
+    def due(self) -> bool:
+        return time.monotonic() - self.shown >= (EVERY_S if self.stream.isatty() else SELDOM_S)
+
+    def show(self, text: str) -> None:
+        """If it is time for it."""
+        if not self.due:
+            return
+        self.shown = time.monotonic()
+        if self.stream.isatty():
+            text = text[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\033[K{text}", end="", file=self.stream, flush=True)
+        else:
+            print(text, file=self.stream, flush=True)
+
+
+class Progress:
+    """gsm8k  320/1,319 problems  pass@1 0.621 +- 0.031  1,240 tokens/s  eta 3m12s"""
+
+    def __init__(self, label: str, problems: int, journal: Journal, stream: TextIO | None = None) -> None:
+        self.label, self.problems, self.journal, self.place = label, problems, journal, Line(stream)
+        self.began = time.monotonic()
+        self.before = len(journal.samples.get(label, {}))
+
+    def __enter__(self) -> Progress:
+        if self.before:
+            print(
+                f"{self.label}: {self.before:,} of {self.problems:,} problems were sampled before",
+                file=self.place.stream,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.place.__exit__()
+
     def show(self) -> None:
         """Now and then. Called from the thread that judges too."""
-        now = time.monotonic()
-        terminal = self.stream.isatty()
-        if now - self.shown < (EVERY_S if terminal else SELDOM_S):
-            return
-        self.shown = now
-        line = self.line(now)
-        if terminal:
-            line = line[: shutil.get_terminal_size().columns - 1]
-            print(f"\r\033[K{line}", end="", file=self.stream, flush=True)
-        else:
-            print(line, file=self.stream, flush=True)
+        if self.place.due:
+            self.place.show(self.line(time.monotonic()))
 
     def line(self, now: float) -> str:
         samples = dict(self.journal.samples.get(self.label, {}))
@@ -81,6 +104,10 @@ ROWS: tuple[Row, ...] = (
     ("problems", "problems", "{:,}"),
     ("completions", "completions", "{:,}"),
 )
+SELECTIONS = {
+    "best_of": "best of ",
+    "weighted_majority": "weighted majority@",
+}  # figures of a reward model, and their names
 # shown where there are any: these are not in the figures, or not all of them
 APART = (
     ("undecided: unknown", "unknown"),
@@ -120,10 +147,12 @@ def table(
 def _cells(figures: Mapping[str, Any], speed: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
     cells = {}
     for key in figures:
-        if key.startswith("pass@") and f"{key}_interval" in figures:
+        if key.startswith(("pass@", "majority@")) and f"{key}_interval" in figures:
             cells[key] = _estimate(figures[key], figures[f"{key}_interval"])
             if left := figures.get(f"{key}_left_out"):
                 cells[f"{key} left out"] = f"{left:,} problems"
+    for model, found in figures.get("reward_models", {}).items():
+        cells |= _of_model(model, found)
     for name, key, form in rows:
         cells[name] = "-" if figures[key] is None else form.format(figures[key])
     for name, key in APART:
@@ -132,6 +161,18 @@ def _cells(figures: Mapping[str, Any], speed: Mapping[str, Any], rows: Sequence[
     if (rate := speed.get("tokens_per_s")) is not None:
         cells["tokens/s"] = f"{rate:,.0f}"
     return cells
+
+
+def _of_model(model: str, found: Mapping[str, Any]) -> dict[str, str]:
+    """Of a reward model: best of k, then votes, then how well it can tell."""
+    keys = [key for start in SELECTIONS for key in found if key.startswith(start) and f"{key}_interval" in found]
+    cells = {f"{SELECTIONS[key.partition('@')[0]]}{key.partition('@')[2]} by {model}": key for key in keys}
+    shown = {name: _estimate(found[key], found[f"{key}_interval"]) for name, key in cells.items()}
+    for name, key in (("AUC", "auc"), ("AUC within problems", "auc_within")):
+        shown[f"{name} of {model}"] = _estimate(found[key], found[f"{key}_interval"])
+    if found["unscored"]:
+        shown[f"not scored by {model}"] = f"{found['unscored']:,}"
+    return shown
 
 
 def _estimate(mean: float | None, interval: Sequence[float] | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,14 @@ from grpo_math.types import FinishReason, Group, Verdict
 @dataclass(frozen=True, slots=True)
 class Judged:
     """A completion, as far as the figures need it. given: false where the sampler could not give one.
-    tokens: None where nobody knows, nor then how it ended."""
+    tokens: None where nobody knows, nor then how it ended. scores: of reward models, by name; None where one could
+    not score it."""
 
     verdict: Verdict
     finish_reason: FinishReason
     tokens: int | None
     given: bool = True
+    scores: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def judged(groups: Iterable[Group]) -> list[list[Judged]]:

@@ -112,6 +112,8 @@ class VLLMSampler:
         }
 
     def close(self) -> None:
+        if self.llm is None:
+            return
         self.llm.llm_engine.engine_core.shutdown()
         self.llm = None
         self._scratch.cleanup()

@@ -17,6 +17,7 @@ from grpo_math.evaluation.journal import NAME as JOURNAL
 from grpo_math.evaluation.journal import Journal
 from grpo_math.evaluation.manifest import prompt_lines
 from grpo_math.evaluation.prepare import Plan
+from grpo_math.evaluation.reward_models import RewardSpec
 from grpo_math.evaluation.sampler import Asked, Sample
 from grpo_math.log import write_whole
 from grpo_math.report.pass_curve import pass_curve
@@ -56,16 +57,18 @@ def begin(out: Path, plans: Sequence[Plan]) -> None:
         raise unwritable(out, error) from error
 
 
-def write_samples(out: Path, plans: Sequence[Plan], journal: Journal, fields: Fields) -> None:
+def write_samples(
+    out: Path, plans: Sequence[Plan], journal: Journal, fields: Fields, rewards: Sequence[RewardSpec] = ()
+) -> None:
     try:
-        write_lines(out / SAMPLES, (line for plan in plans for line in sample_lines(plan, journal, fields)))
+        write_lines(out / SAMPLES, (line for plan in plans for line in sample_lines(plan, journal, fields, rewards)))
     except OSError as error:
         raise unwritable(out, error) from error
 
 
-def sample_lines(plan: Plan, journal: Journal, fields: Fields) -> Iterator[Line]:
+def sample_lines(plan: Plan, journal: Journal, fields: Fields, rewards: Sequence[RewardSpec] = ()) -> Iterator[Line]:
     problem, number = None, 0
-    for asked, sample, verdict in rows_of(plan, journal):
+    for asked, sample, verdict, scores in rows_of(plan, journal, rewards):
         number = number + 1 if asked.problem.id == problem else 0
         problem = asked.problem.id
         yield {
@@ -84,15 +87,35 @@ def sample_lines(plan: Plan, journal: Journal, fields: Fields) -> Iterator[Line]
             "reason": verdict.reason,
             "detail": verdict.detail,
             **fields(plan, sample),
+            **score_fields(scores),
         }
 
 
-def rows_of(plan: Plan, journal: Journal) -> Iterator[tuple[Asked, Sample, Verdict]]:
-    """In the order of the problems, whatever the order in which they were done."""
-    samples, verdicts = journal.samples[plan.job.label], journal.verdicts[plan.job.label]
+def score_fields(scores: Mapping[str, Verdict]) -> Line:
+    """scores: of each reward model by name, None where it could not score the completion; unscored: why not.
+    step_scores: of a process model, (end of the step in characters, probability that it is right) of each step."""
+    if not scores:
+        return {}
+    steps = {name: v.step_rewards for name, v in scores.items() if v.step_rewards is not None}
+    without = {name: v.detail for name, v in scores.items() if v.reward is None}
+    return {
+        "scores": {name: v.reward for name, v in scores.items()},
+        **({"step_scores": steps} if steps else {}),
+        **({"unscored": without} if without else {}),
+    }
+
+
+def rows_of(
+    plan: Plan, journal: Journal, rewards: Sequence[RewardSpec] = ()
+) -> Iterator[tuple[Asked, Sample, Verdict, dict[str, Verdict]]]:
+    """In the order of the problems, whatever the order in which they were done. Each with what the reward models say,
+    by their names."""
+    label = plan.job.label
+    samples, verdicts = journal.samples[label], journal.verdicts[label]
+    scores = {spec.name: journal.scores[spec.digest, label] for spec in rewards}
     for asked in plan.asked:
-        for sample, verdict in zip(samples[asked.number], verdicts[asked.number], strict=True):
-            yield asked, sample, verdict
+        for i, (sample, verdict) in enumerate(zip(samples[asked.number], verdicts[asked.number], strict=True)):
+            yield asked, sample, verdict, {name: found[asked.number][i] for name, found in scores.items()}
 
 
 def write_results(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from grpo_math.examples.chat import (
-    columns_of,
     common_beginning,
     conversation,
     ends_in_a_question,
@@ -20,34 +19,12 @@ from grpo_math.examples.chat import (
     text_of,
 )
 from grpo_math.examples.raw import Kind, RawCompletion, RawExample, Text
+from grpo_math.examples.shapes import need
 from grpo_math.filtering.read import FINISHES, NEEDED
-from grpo_math.find import nearest
 from grpo_math.types import FinishReason, UserError
 
 Row = Mapping[str, Any]
 
-SHAPES: dict[Kind, str] = {
-    "sft": "a line to imitate has 'prompt' and 'completion', or 'messages'",
-    "preference": "a pair has 'prompt', 'chosen' and 'rejected', or whole conversations in 'chosen' and 'rejected'",
-    "kto": "a labelled line has 'prompt', 'completion' and 'label'",
-}
-# what else a row may be, by the columns that it has: the kind it is read as, and what to do
-MISTAKEN: tuple[tuple[Kind, tuple[str, ...], str], ...] = (
-    ("sft", ("chosen", "rejected"), "pairs are for recipe: preference; to imitate the chosen, rename it 'completion'"),
-    ("sft", ("text",), "'text' alone does not tell the prompt from the completion; split it into these two"),
-    ("preference", ("completion", "label"), "completions with a label are for a loss of single ones, such as kto"),
-    ("preference", ("completion",), "a pair needs a better and a worse completion; for one alone take recipe: sft"),
-    ("kto", ("chosen", "rejected"), "pairs are for a loss of pairs, such as dpo"),
-)
-# what other data sets call it
-ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "prompt": ("question", "instruction", "input", "query", "problem"),
-    "completion": ("response", "output", "answer", "solution"),
-    "messages": ("conversations", "conversation"),
-    "chosen": ("chosen_response", "preferred", "response_j"),
-    "rejected": ("rejected_response", "dispreferred", "response_k"),
-    "label": ("labels", "desirable"),
-}
 # columns that change what a model reads, and that nothing here passes on
 UNREAD = ("images", "image", "tools", "chat_template_kwargs")
 
@@ -75,7 +52,7 @@ def to_imitate(row: Row, where: str) -> RawExample:
             raise UserError(f"messages={shown(value)}: give a list of messages with role and content")
         prompt, completion = _last_turn(value)
     else:
-        _need("sft", row, "prompt", "completion")
+        need("sft", row, "prompt", "completion")
         prompt, completion = text_of("prompt", row["prompt"]), text_of("completion", row["completion"])
         _asked_and_answered(prompt, "completion", completion)
     weight = _number(row, "weight")
@@ -93,19 +70,20 @@ def to_imitate(row: Row, where: str) -> RawExample:
 
 def pair(row: Row, where: str) -> RawExample:
     """prompt, chosen and rejected; or chosen and rejected alone, whose common beginning is the prompt."""
-    _need("preference", row, "chosen", "rejected")
+    need("preference", row, "chosen", "rejected")
     prompt, chosen, rejected = _three(row)
     numbers = {name: _both(row, pattern) for name, pattern in PAIRED.items()}
     completions = tuple(
         RawCompletion(text, _finish(row, f"{side}_finish_reason"), **{name: both[i] for name, both in numbers.items()})
         for i, (side, text) in enumerate((("chosen", chosen), ("rejected", rejected)))
     )
-    return RawExample(where, prompt, completions, problem=_name(row, "problem"), task=_name(row, "task"))
+    problem, task, margin = _name(row, "problem"), _name(row, "task"), _number(row, "margin")
+    return RawExample(where, prompt, completions, problem=problem, task=task, margin=margin)
 
 
 def labelled(row: Row, where: str) -> RawExample:
     """prompt, completion and whether it is a good one."""
-    _need("kto", row, "prompt", "completion", "label")
+    need("kto", row, "prompt", "completion", "label")
     prompt, completion = text_of("prompt", row["prompt"]), text_of("completion", row["completion"])
     _asked_and_answered(prompt, "completion", completion)
     if not isinstance(row["label"], bool):
@@ -120,21 +98,49 @@ def labelled(row: Row, where: str) -> RawExample:
     )
 
 
-KINDS: dict[Kind, Callable[[Row, str], RawExample]] = {"sft": to_imitate, "preference": pair, "kto": labelled}
+def judged(row: Row, where: str) -> RawExample:
+    """prompt, completion and how good it is, which becomes its reward."""
+    need("judged", row, "prompt", "completion", "label")
+    prompt, completion = text_of("prompt", row["prompt"]), text_of("completion", row["completion"])
+    _asked_and_answered(prompt, "completion", completion)
+    label = float(row["label"]) if isinstance(row["label"], bool) else _number(row, "label")
+    if label is None or not 0 <= label <= 1:
+        raise UserError(f"label={shown(row['label'])}: give true or false, or a number from 0 (wrong) to 1 (right)")
+    one = RawCompletion(completion, _finish(row, "finish_reason"), label)
+    return RawExample(where, prompt, (one,), problem=_name(row, "problem"), task=_name(row, "task"))
+
+
+def ranked(row: Row, where: str) -> RawExample:
+    """prompt, completions, and a reward of each, or the place of each in an order of which 1 is the best."""
+    given = next((name for name in ("rewards", "ranks") if name in row), "rewards")
+    need("ranked", row, "prompt", "completions", given)
+    prompt, texts, values = text_of("prompt", row["prompt"]), row["completions"], row[given]
+    if not isinstance(texts, list) or not isinstance(values, list) or not 1 < len(texts) == len(values):
+        raise UserError(f"'completions' and {given!r} are lists of the same length, 2 or more; mend the line")
+    completions = []
+    for i, (text, value) in enumerate(zip(texts, values, strict=True)):
+        name = f"completions[{i}]"
+        completion = text_of(name, text)
+        _asked_and_answered(prompt, name, completion)
+        reward = _number({given: value}, given)
+        if reward is None:
+            raise UserError(f"{given}[{i}] is null; give a number, or take the completion out")
+        completions.append(RawCompletion(completion, reward=-reward if given == "ranks" else reward))
+    if len({completion.reward for completion in completions}) == 1:
+        raise UserError(f"all {len(completions)} {given} are equal, and nothing can be learnt from it; delete the line")
+    return RawExample(where, prompt, tuple(completions), problem=_name(row, "problem"), task=_name(row, "task"))
+
+
+KINDS: dict[Kind, Callable[[Row, str], RawExample]] = {
+    "sft": to_imitate,
+    "preference": pair,
+    "kto": labelled,
+    "judged": judged,
+    "ranked": ranked,
+}
 
 # the fields of a pair's two completions, and the columns that they come from
 PAIRED = {"reward": "{}_reward", "logprobs": "{}_logps", "ref_logprobs": "ref_{}_logps"}
-
-
-def _need(kind: Kind, row: Row, *names: str) -> None:
-    missing = [name for name in names if name not in row]
-    if not missing:
-        return
-    name, others = missing[0], [column for column in row if column not in names]
-    hint = next((hint for of, columns, hint in MISTAKEN if of == kind and set(columns) <= set(row)), None)
-    named = next((other for other in ELSEWHERE[name] if other in others), nearest(name, others))
-    remedy = hint or (f"did you mean to name {named!r} {name!r}?" if named else SHAPES[kind])
-    raise UserError(f"no column {name!r}, only {columns_of(row)}; {remedy}")
 
 
 def _asked_and_answered(prompt: Text, name: str, completion: Text) -> None:

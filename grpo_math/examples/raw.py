@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from grpo_math.types import FinishReason
 
-Kind = Literal["sft", "preference", "kto"]
+Kind = Literal["sft", "preference", "kto", "ranked", "judged", "steps"]
 Message = dict[str, Any]  # role and content, and what else the chat template may read
 Text = str | Sequence[Message]  # plain, or a conversation
 
@@ -28,9 +28,12 @@ class RawCompletion:
 
 @dataclass(frozen=True, slots=True)
 class RawExample:
-    """One line of a file. completions: one, or in a pair the chosen and the rejected one. label: kto's, None elsewhere.
+    """One line of a file. completions: one, in a pair the chosen and the rejected one, or some whose rewards order them
+    (ranked). label: kto's, None elsewhere; a judged one's label is the reward of its completion.
 
-    where: file:line, for people. problem, task: "" where the file does not say."""
+    where: file:line, for people. problem, task: "" where the file does not say. margin: of a pair, by how much the
+    chosen one is better, None where the file does not say. steps: of the completion, where each ends in characters, and
+    how right it is, from 0 to 1; None where nobody knows."""
 
     where: str
     prompt: Text
@@ -39,7 +42,15 @@ class RawExample:
     weight: float = 1.0
     problem: str = ""
     task: str = ""
+    margin: float | None = None
+    steps: tuple[tuple[int, float | None], ...] = ()
 
     @property
     def chat(self) -> bool:
         return not isinstance(self.prompt, str)
+
+    @property
+    def learnt(self) -> tuple[object, ...]:
+        """What of it is learnt, and so must be the same where a run goes on."""
+        values = [value for value in (self.margin, self.steps) if value]
+        return (self.prompt, self.completions, self.label, self.weight, *values)

@@ -1,4 +1,4 @@
-"""Files -> RawExamples, all lines checked before a model is loaded; or files of samples, filtered in this process.
+"""Files -> RawExamples, all lines checked before a model is loaded; or files of samples, as they are or filtered here.
 
 A file is JSON lines, a .json list (either may be .gz), or .parquet. Left out: what a row's columns mean (columns.py),
 and tokens.
@@ -15,8 +15,10 @@ from grpo_math import config
 from grpo_math.config_data import Data, Target, keys_for_flags
 from grpo_math.examples.columns import example_of
 from grpo_math.examples.complaints import Complaints
+from grpo_math.examples.judged import FROM_SAMPLES
 from grpo_math.examples.raw import Kind, RawExample
 from grpo_math.filtering.command import filtered, table
+from grpo_math.filtering.read import NEEDED, read_candidates
 from grpo_math.find import nearest
 from grpo_math.rows import read_rows
 from grpo_math.types import UserError
@@ -24,7 +26,8 @@ from grpo_math.types import UserError
 Row = dict[str, Any]
 Lines = Iterable[tuple[str, Row]]  # file:line, and what stands there
 
-TARGETS: dict[Kind, Target] = {"sft": "sft", "preference": "pairs", "kto": "kto"}  # of `grpo-math filter --to`
+# of `grpo-math filter --to`
+TARGETS: dict[Kind, Target] = {"sft": "sft", "preference": "pairs", "kto": "kto", "judged": "kto"}
 LOADERS = {".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}  # by datasets.load_dataset's names
 
 
@@ -36,8 +39,13 @@ class Found:
     report: str = ""
 
 
+OF_LOSS: dict[config.RewardLossName, Kind] = {"bradley_terry": "preference", "ranked": "ranked", "binary": "judged"}
+
+
 def kind_of(cfg: config.Common) -> Kind:
     """What a line of the files must be."""
+    if isinstance(cfg, config.RewardModel):
+        return OF_LOSS[cfg.loss.name]
     if not isinstance(cfg, config.Preference):
         return "sft"
     return "kto" if cfg.losses.intersection(config.UNPAIRED) else "preference"
@@ -48,7 +56,10 @@ def read_examples(data: Data, kind: Kind) -> Found:
     check_files(data.files)
     report = ""
     if data.filter is None:
-        rows = _converted(kind, _lines(data.files))
+        samples = [name for name in data.files if kind in FROM_SAMPLES and _holds_samples(name)]
+        others = [name for name in data.files if name not in samples]
+        rows = _converted(kind, file_lines(others)) if others else []
+        rows += FROM_SAMPLES[kind](read_candidates([Path(name) for name in samples])[0]) if samples else []
     else:
         settings = data.filter.settings(TARGETS[kind])
         try:
@@ -58,7 +69,7 @@ def read_examples(data: Data, kind: Kind) -> Found:
         rows = _converted(kind, ((_source(row), row) for row in found.result.rows))
         report = keys_for_flags("\n".join([table(found.counts), "", found.made, *found.result.notes]))
     _one_manner(rows)
-    if kind == "kto":
+    if kind in ("kto", "judged"):
         _both_classes(rows)
     return Found(rows, report)
 
@@ -93,11 +104,15 @@ def _from_datasets(load: str) -> str:
     return f"for example datasets.{load}.to_json('examples.jsonl')"
 
 
-def _lines(files: Sequence[str]) -> Iterator[tuple[str, Row]]:
+def file_lines(files: Sequence[str]) -> Iterator[tuple[str, Row]]:
     for name in files:
         rows = _parquet_rows if name.endswith(".parquet") else _json_rows
         for number, row in rows(name):
             yield f"{name}:{number}", row
+
+
+def _holds_samples(name: str) -> bool:
+    return set(NEEDED) <= set(next(iter(file_lines([name])))[1])
 
 
 def _json_rows(name: str) -> Iterator[tuple[int, Row]]:
@@ -155,10 +170,10 @@ def _one_manner(rows: Sequence[RawExample]) -> None:
 
 
 def _both_classes(rows: Sequence[RawExample]) -> None:
-    labels = {row.label for row in rows}
-    if len(labels) == 1:
+    labels = {row.completions[0].reward if row.label is None else row.label for row in rows}
+    if labels in ({True}, {False}):  # a label in numbers of 1 or 0 is one of these too
         only = "true" if labels == {True} else "false"
         raise UserError(
-            f"{rows[0].where.rpartition(':')[0]}: all {len(rows):,} labels are {only}, and a loss such as kto weighs "
-            "good completions against bad ones; add the others, or take recipe: sft for good ones alone"
+            f"{rows[0].where.rpartition(':')[0]}: all {len(rows):,} labels are {only}, and good completions are to be "
+            "told from bad ones; add the others, or take recipe: sft for good ones alone"
         )

@@ -172,6 +172,5 @@ def fingerprint(rows: Sequence[RawExample]) -> dict[str, int]:
     """Of what is learnt, in its order; the same lines in a file that has moved are the same."""
     checksum = 0
     for row in rows:
-        learnt = repr((row.prompt, row.completions, row.label, row.weight))
-        checksum = zlib.crc32(learnt.encode("utf-8", "backslashreplace"), checksum)
+        checksum = zlib.crc32(repr(row.learnt).encode("utf-8", "backslashreplace"), checksum)
     return {"count": len(rows), "crc32": checksum}

@@ -11,6 +11,7 @@ from grpo_math.examples.read import kind_of, read_examples
 from grpo_math.examples.stream import ExampleStream
 from grpo_math.examples.tokens import encoder
 from grpo_math.recipes.parts import Parts
+from grpo_math.recipes.reward_files import reward_examples
 from grpo_math.types import UserError
 
 METHODS: dict[Kind, str] = {"sft": "example", "preference": "pair", "kto": "labelled"}  # of Encoder
@@ -20,18 +21,27 @@ def learns_from_files(cfg: config.Common) -> bool:
     return isinstance(cfg, config.SFT | config.Preference) and cfg.data is not None
 
 
-def examples_of(cfg: config.Common) -> list[RawExample]:
-    """All examples of the files; none where the run has no `data`. Raises UserError, with file:line."""
-    data = cfg.data if isinstance(cfg, config.SFT | config.Preference) else None
+def data_of(cfg: config.Common) -> config.Data | None:
+    """The files that a run learns from, or learns from besides."""
+    if isinstance(cfg, config.GRPO):
+        return None if cfg.pretraining is None else cfg.pretraining.data
+    return cfg.data if isinstance(cfg, config.SFT | config.Preference | config.RewardCommon) else None
+
+
+def examples_of(cfg: config.Common) -> tuple[list[RawExample], list[RawExample]]:
+    """(learnt from, held out) of the files; none where the run has no `data`. Raises UserError, with file:line."""
+    data = data_of(cfg)
+    if isinstance(cfg, config.RewardCommon):
+        return reward_examples(cfg)
     if data is None:
-        return []
+        return [], []
     found = read_examples(data, kind_of(cfg))
     if isinstance(cfg, config.Preference):
         check_behaviour(cfg, found.rows)
         check_reference(cfg, found.rows)
     if found.report:
         print(found.report)
-    return found.rows
+    return found.rows, []
 
 
 def check_behaviour(cfg: config.Preference, rows: Sequence[RawExample]) -> None:
@@ -65,7 +75,7 @@ def check_reference(cfg: config.Preference, rows: Sequence[RawExample]) -> None:
 
 def room_of(cfg: config.Common, parts: Parts) -> int:
     """Tokens that prompt and completion may have together."""
-    data = cfg.data if isinstance(cfg, config.SFT | config.Preference) else None
+    data = data_of(cfg)
     return min(parts.policy.context, data.max_length if data and data.max_length else parts.policy.context)
 
 

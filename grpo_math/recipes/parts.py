@@ -28,6 +28,7 @@ from grpo_math.rollout.engine import RolloutEngine
 from grpo_math.rollout.make import make_engine
 from grpo_math.scoring import Scorer
 from grpo_math.types import Completion, Group, Problem, Prompt, UserError
+from grpo_math.value_model import ValueModel
 
 MAX_TOO_LONG = 1000  # prompts in a row that do not fit: then none will
 
@@ -111,7 +112,7 @@ class PromptStream:
 
 @dataclass(frozen=True)
 class Parts:
-    policy: Policy
+    policy: Policy | ValueModel  # what is trained
     engine: RolloutEngine
     backend: TrainBackend
     scorer: Scorer | None  # None where nothing is sampled
@@ -120,6 +121,7 @@ class Parts:
     watchdog: Watchdog
     ranks: Ranks
     samplers: Ranks  # the same ranks, for what is told while sampling, which may go on in a thread of its own
+    held_out: Sequence[RawExample] = ()  # of files too, and never learnt from
 
     @property
     def context(self) -> int:
@@ -145,12 +147,13 @@ def gold_check(cfg: config.Common) -> Callable[[Problem], str | None] | None:
 
 def build_parts(
     cfg: config.Common,
-    policy: Policy,
+    policy: Policy | ValueModel,
     updates: int,
     source: ProblemSource | None,
     ranks: Ranks,
     watchdog: Watchdog | None = None,
     examples: Sequence[RawExample] = (),
+    held_out: Sequence[RawExample] = (),
 ) -> Parts:
     """updates: optimizer updates of the whole run. Engine and backend take the memory that they will hold."""
     # sampling may go on in a thread of its own, and then must not come between what the trainer's ranks tell each other
@@ -181,6 +184,7 @@ def build_parts(
         watchdog=watchdog or Watchdog(cfg.phase_timeout_s),
         ranks=ranks,
         samplers=samplers,
+        held_out=held_out,
     )
 
 

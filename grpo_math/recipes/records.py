@@ -10,11 +10,10 @@ from typing import Any, get_args
 from torch import Tensor
 
 from grpo_math import config
+from grpo_math.config_learned import RESERVED
 from grpo_math.evaluation.sampler import summed
 from grpo_math.rewards import has_signal
 from grpo_math.types import Group, Reason, Scored
-
-RESERVED = ("mean", "std", "accuracy", "overlong", "kl")  # metrics reward/... that are no verifier's
 
 
 def completion_records(
@@ -64,8 +63,9 @@ def completion_records(
     return records
 
 
-def group_metrics(groups: Sequence[Group], rewards: Sequence[config.Reward]) -> dict[str, float]:
-    """Means over all that was sampled, the filtered too: what the policy does, not what it trains on."""
+def group_metrics(groups: Sequence[Group], rewards: Sequence[config.AnyReward]) -> dict[str, float]:
+    """Means over all that was sampled, the filtered too: what the policy does, not what it trains on. rewards: of which
+    the reward models' are left to learned/, for they score what is trained on alone."""
     completions = [c for group in groups for c in group.completions]
     scores = [s for group in groups for s in group.scores]
     reasons = Counter(score.verdict.reason for score in scores)
@@ -82,7 +82,7 @@ def group_metrics(groups: Sequence[Group], rewards: Sequence[config.Reward]) -> 
     metrics |= {f"verdict/{name}": reasons[name] / max(len(scores), 1) for name in get_args(Reason)}
     # apart, since `timeout` is also the reason of programs that took too long, which is no failure of the verifier
     metrics["verdict/failed"] = sum(score.verdict.failed for score in scores) / max(len(scores), 1)
-    for reward in rewards:
+    for reward in config.verifiers_in(rewards):
         values = [s.parts[reward.verifier].reward for s in scores]
         known = [v for v in values if v is not None]
         metrics[f"reward/{reward_name(reward)}"] = sum(known) / len(known) if known else float("nan")

@@ -21,7 +21,7 @@ from grpo_math import checkpoint, config
 from grpo_math.backend.make import starting_policy
 from grpo_math.config_file import dump_config
 from grpo_math.log import CHECKPOINTS, COMPLETIONS, METRICS, ReadOnlyFolder, RunFolder
-from grpo_math.plan import check_packages, isolation_of, preflight, resolve_rewards
+from grpo_math.plan import all_rewards, check_packages, isolation_of, preflight
 from grpo_math.policy import pick_device
 from grpo_math.problems import load_problems
 from grpo_math.rank_checks import check_ranks
@@ -31,7 +31,10 @@ from grpo_math.recipes.grpo import GRPO
 from grpo_math.recipes.loop import MODEL_LINK, Loop
 from grpo_math.recipes.parts import Parts, Recipe, Stopwatch, build_parts, gold_check
 from grpo_math.recipes.preference import Preference
+from grpo_math.recipes.process_reward_model import process_reward_model
 from grpo_math.recipes.rest import REST
+from grpo_math.recipes.reward_files import with_length
+from grpo_math.recipes.reward_model import reward_model
 from grpo_math.recipes.rounds import ROUNDS
 from grpo_math.recipes.same_run import refuse_another_run
 from grpo_math.recipes.sft import SFT
@@ -44,6 +47,8 @@ RECIPES: dict[type[config.Common], Callable[[Any, Parts], Recipe]] = {
     config.SFT: SFT,
     config.Preference: Preference,
     config.REST: REST,
+    config.RewardModel: reward_model,
+    config.ProcessRewardModel: process_reward_model,
 }
 
 
@@ -65,19 +70,21 @@ def _run(cfg: config.Common, resume: Resume, ranks: Ranks) -> None:
     ranks.tell(lambda: preflight(cfg, ranks.size))
     check_packages(cfg)
     check_ranks(ranks, cfg)
-    cfg = cfg.model_copy(update={"rewards": resolve_rewards(cfg)})
+    cfg = cfg.model_copy(update={"rewards": all_rewards(cfg) or None})
     ranks.tell(lambda: refuse_another_run(cfg, fresh=resume == "never"))
     found = ranks.tell(lambda: newest(cfg, resume))
     pick_device(cfg.backend.device)
     source = None if cfg.task is None else load_problems(cfg.task, gold_check(cfg))
     if source is not None and not learns_from_files(cfg):
         source.require(cfg.prompts_per_step)
-    examples = ranks.together(lambda: examples_of(cfg))
+    examples, held_out = ranks.together(lambda: examples_of(cfg))
+    written, cfg = cfg, with_length(cfg, examples)
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(cfg.seed)
     with Watchdog(cfg.phase_timeout_s, Path(cfg.run_dir) / f"stacks-{ranks.rank}.txt") as watchdog:
         with Stopwatch(watchdog)("load"):
-            parts = build_parts(cfg, starting_policy(cfg), updates_of(cfg), source, ranks, watchdog, examples)
+            policy, updates = starting_policy(cfg), updates_of(cfg)
+            parts = build_parts(cfg, policy, updates, source, ranks, watchdog, examples, held_out)
             recipe = make_recipe(cfg, parts)
             loop = Loop(cfg, parts, recipe)
         # nothing is written, and of an earlier run nothing thrown away, before all that can be wrong has been seen
@@ -85,7 +92,7 @@ def _run(cfg: config.Common, resume: Resume, ranks: Ranks) -> None:
             closing(parts.backend),
             closing(parts.engine),
             closing(recipe),
-            open_folder(cfg, ranks) as folder,
+            open_folder(written, ranks) as folder,
             parts.scorer or nullcontext(),
         ):
             if resume == "never" and ranks.first:
@@ -136,7 +143,7 @@ def updates_of(cfg: config.Common) -> int:
     """Optimizer updates that the learning-rate schedule stretches over: those of the whole run, or of a round that
     begins anew."""
     if isinstance(cfg, config.GRPO):
-        return cfg.steps * cfg.updates_per_step * cfg.passes
+        return (cfg.steps - cfg.critic.warmup_steps) * cfg.updates_per_step * cfg.passes
     return cfg.steps_per_round if isinstance(cfg, config.REST) and cfg.start == "base" else cfg.steps
 
 

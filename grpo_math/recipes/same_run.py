@@ -22,12 +22,15 @@ FREE_TO_CHANGE = (
     "sandbox.require",
     "sandbox.at_most",
     "phase_timeout_s",
+    "guards.",
     "micro_batch_tokens",
     "rollout.max_rows",
     "backend.logprob_chunk",
     "backend.gradient_checkpointing",
     "backend.packing",
     "backend.deepspeed.",
+    "held_out.every",
+    "held_out.limit",
     "rollout.vllm.",
     "rollout.server.",
 )
@@ -45,6 +48,8 @@ def key_of_length(cfg: config.Common) -> str | None:
     """What to raise so that a run goes on beyond its end; None where a longer run would have begun otherwise."""
     if isinstance(cfg, config.REST):
         return "rounds" if cfg.start == "base" or cfg.optimizer.schedule == "constant" else None
+    if isinstance(cfg, config.RewardCommon) and cfg.epochs is not None:
+        return "epochs" if cfg.optimizer.schedule == "constant" else None
     staged = isinstance(cfg, config.Preference) and cfg.stages > 1
     # a schedule that falls towards the last step changes with it, and so do parts that are cut by the number of steps
     return "steps" if cfg.optimizer.schedule == "constant" and not staged else None

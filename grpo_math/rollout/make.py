@@ -10,12 +10,16 @@ from grpo_math.backend.torch import DTYPES
 from grpo_math.policy import Policy, load_policy
 from grpo_math.ranks import Ranks
 from grpo_math.rollout.engine import RolloutEngine
+from grpo_math.rollout.none import NoEngine
 from grpo_math.rollout.shared import SharedEngine
+from grpo_math.value_model import ValueModel
 
 
-def make_engine(cfg: config.Common, policy: Policy, ranks: Ranks, trainer: Ranks) -> RolloutEngine:
+def make_engine(cfg: config.Common, policy: Policy | ValueModel, ranks: Ranks, trainer: Ranks) -> RolloutEngine:
     """What samples from `policy`, on all ranks together. ranks: for what is told while sampling, trainer: for what is
     told while weights are sent; two lines, since both may happen at once."""
+    if isinstance(policy, ValueModel):
+        return NoEngine(policy.context)
     engine = ENGINES[cfg.rollout.engine](cfg, policy, trainer)
     split = cfg.rollout.vllm.tensor_parallel if cfg.rollout.engine == "vllm" else 1
     return SharedEngine(engine, ranks, split) if ranks.size > 1 else engine

@@ -9,19 +9,20 @@ from __future__ import annotations
 import codecs
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
-from os.path import commonprefix
+from collections.abc import Callable, Sequence
+from itertools import accumulate, groupby
 
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from grpo_math.examples.chat import common_beginning
 
 BYTE_OF = {letter: bytes([byte]) for byte, letter in bytes_to_unicode().items()}  # of byte-level tokenizers
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")  # of tokenizers that fall back to bytes
 SPACE = "\u2581"  # how sentencepiece writes a space
 REPLACEMENT = "\ufffd"
 
-Pieces = Callable[[Sequence[str]], Iterator[str]]  # tokens -> the characters that each of them completes
+Pieces = Callable[[Sequence[str]], list[str]]  # tokens -> the characters that each of them completes
 
 
 def token_ends(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[int]:
@@ -41,8 +42,9 @@ def token_ends(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> 
         return _by_beginnings(tokenizer, ids, text)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     # "" says nothing, as decoding has it: special tokens, and rows of the model's table that no token belongs to
-    names = ["" if i in special or name is None else name for i, name in _named(tokenizer, ids)]
-    parts = list(pieces(names))
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    names = ["" if i in special or name is None else name for i, name in zip(ids, tokens, strict=True)]
+    parts = pieces(names)
     joined = "".join(parts)
     stripped = joined.startswith(" ") and joined[1:] == text  # sentencepiece: the space before the first word
     if joined != text and not stripped:
@@ -54,20 +56,21 @@ def token_ends(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> 
     return ends
 
 
-def offset_ends(offsets: Sequence[tuple[int, int]]) -> list[int]:
+def offset_ends(offsets: Sequence[tuple[int, int]], length: int) -> list[int]:
     """The same of a text that was tokenised with return_offsets_mapping=True.
 
-    offsets: (start, end) of each token in characters. A character of several tokens is in the offsets of each of them,
-    and complete with the last. A token without characters, as special ones are (0, 0), completes nothing."""
-    ends = [0] * len(offsets)
-    end, begins = 0, None  # begins: where the next token that has characters begins
+    offsets: (start, end) of each token in characters; (0, 0) of a special one, which completes nothing. A character of
+    several tokens is in the offsets of each of them, and complete with the last. length: of the text; characters at its
+    end that no token has, such as a space that the tokenizer drops, count to the last token that has some."""
+    ends, begins, last = [0] * len(offsets), length, None  # begins: where the next token that has characters begins
     for t, (start, stop) in reversed(list(enumerate(offsets))):
+        ends[t] = min(stop, begins)
         if stop > start:
-            ends[t] = stop if begins is None else min(stop, begins)
             begins = start
-    for t, stop in enumerate(ends):
-        ends[t] = end = max(end, stop)
-    return ends
+            last = t if last is None else last
+    if last is not None:
+        ends[last] = length
+    return list(accumulate(ends, max))
 
 
 def step_tokens(ends: Sequence[int], offsets: Sequence[int]) -> list[int]:
@@ -83,28 +86,59 @@ def step_tokens(ends: Sequence[int], offsets: Sequence[int]) -> list[int]:
 
 
 def _pieces_of(tokenizer: PreTrainedTokenizerBase) -> Pieces | None:
-    """By what its decoder makes of a token that tells its kind; None for a kind that is not known here."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = None if backend is None else backend.decoder
+    """By what its decoder makes of a token that only its kind has; None for a kind that is not known here."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     if decoder is None:
         return None
     return next((pieces for probe, text, pieces in KINDS if decoder.decode(["a", probe]) == f"a{text}"), None)
 
 
-def _byte_level(names: Sequence[str]) -> Iterator[str]:
-    """Each letter of a token stands for a byte; a token with another letter in it stands for itself."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for t, name in enumerate(names):
-        known = all(letter in BYTE_OF for letter in name)
-        said = b"".join(BYTE_OF[letter] for letter in name) if known else name.encode()
-        yield decoder.decode(said, final=t == len(names) - 1)
+def _byte_level(names: Sequence[str]) -> list[str]:
+    spelt = {name: _spelt(name) for name in set(names)}
+    return _characters([spelt[name] for name in names])
 
 
-def _byte_fallback(names: Sequence[str]) -> Iterator[str]:
-    """Text, or <0xE2> for a byte. Bytes beside each other are characters if all of them are: else each is U+FFFD."""
-    for is_byte, group in groupby(_joined_by_nothing(names), lambda item: BYTE_TOKEN.fullmatch(item[0]) is not None):
-        for name, silent in group if not is_byte else _characters(list(group)):
-            yield from (name.replace(SPACE, " "), *[""] * silent) if not is_byte else (name, *[""] * silent)
+def _spelt(name: str) -> bytes:
+    """Each letter of a token stands for a byte; a token with any other letter stands for itself."""
+    if all(letter in BYTE_OF for letter in name):
+        return b"".join(BYTE_OF[letter] for letter in name)
+    return name.encode()
+
+
+def _byte_fallback(names: Sequence[str]) -> list[str]:
+    """A token is text, or <0xE2> for a byte. Bytes one after the other are characters if all of them together are;
+    else each of them is U+FFFD."""
+    parts = [name.replace(SPACE, " ") for name in names]
+    byte = {t: bytes.fromhex(name[3:5]) for t, name in enumerate(names) if BYTE_TOKEN.fullmatch(name)}
+    for is_byte, group in groupby((t for t, name in enumerate(names) if name), byte.__contains__):
+        if is_byte:
+            run = list(group)
+            said = _characters([byte[t] for t in run])
+            whole = _is_text(b"".join(byte[t] for t in run))
+            for t, part in zip(run, said, strict=True):
+                parts[t] = part if whole else REPLACEMENT
+    return parts
 
 
 KINDS: tuple[tuple[str, str, Pieces], ...] = (("\u0120", " ", _byte_level), ("<0x41>", "A", _byte_fallback))
+
+
+def _characters(pieces: Sequence[bytes]) -> list[str]:
+    """The characters that each piece of a text in UTF-8 completes; what is none is U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    last = len(pieces) - 1
+    return [decoder.decode(piece, final=i == last) for i, piece in enumerate(pieces)]
+
+
+def _is_text(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _by_beginnings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> list[int]:
+    """What the text and each of its beginnings have in common, by definition."""
+    begun = (str(tokenizer.decode(ids[: t + 1], skip_special_tokens=True)) for t in range(len(ids)))
+    return list(accumulate((common_beginning(text, beginning) for beginning in begun), max))
