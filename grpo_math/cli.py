@@ -118,7 +118,7 @@ def train(
       grpo-math train launch/gsm8k.yaml model.path=models/mine task.path=train.jsonl --resume
     """
     from grpo_math.config_file import load_config
-    from grpo_math.plan import preflight
+    from grpo_math.preflight import preflight
 
     if resume and fresh:
         raise UserError("--resume goes on with a run and --fresh discards it; give one of them")
@@ -264,12 +264,13 @@ def plan(
       grpo-math plan launch/gsm8k.yaml model.path=models/mine group_size=8
       grpo-math plan launch/math_qwen2.5-7b.yaml --gpus 8 --gpu-memory 80
     """
-    from grpo_math import plan as planning
     from grpo_math.config_file import load_config
+    from grpo_math.plan import plan as report
+    from grpo_math.preflight import preflight
 
     cfg = load_config(path, overrides or [])
-    typer.echo(planning.plan(cfg, nodes * gpus, gpu_memory))
-    planning.preflight(cfg, nodes * gpus)
+    typer.echo(report(cfg, nodes * gpus, gpu_memory))
+    preflight(cfg, nodes * gpus)
     typer.echo("\nThe checks that need no model pass.")
 
 

@@ -24,7 +24,7 @@ from grpo_math.launching.local import local_script
 from grpo_math.launching.ports import check_port
 from grpo_math.launching.slurm import slurm_script
 from grpo_math.launching.ssh import ssh_script
-from grpo_math.plan import preflight
+from grpo_math.preflight import preflight
 from grpo_math.types import UserError
 
 SUFFIX: dict[Where, str] = {"here": ".sh", "ssh": ".sh", "slurm": ".sbatch", "k8s": ".yaml"}

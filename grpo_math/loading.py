@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from grpo_math import config
 from grpo_math.lora import ADAPTER_CONFIG
-from grpo_math.plan import TOKENIZER_FILES
+from grpo_math.preflight import TOKENIZER_FILES
 from grpo_math.types import UserError
 
 

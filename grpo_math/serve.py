@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from types import FrameType
 
 from grpo_math import config
-from grpo_math.plan import check_model
+from grpo_math.preflight import check_model
 from grpo_math.serving.command import server_arguments, server_environment
 from grpo_math.serving.process import ServerProcess
 from grpo_math.serving.supervisor import Post, Supervisor

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from grpo_math import __version__, cli, config, doctor, find, plan
+from grpo_math import __version__, cli, config, doctor, find, preflight
 from grpo_math.evaluation import ask
 from grpo_math.recipes import run as run_module
 from grpo_math.types import UserError
@@ -144,7 +144,8 @@ def test_version_and_module() -> None:
 def test_a_user_error_is_one_message(call: Call) -> None:
     message = refused(call("plan", "run.yaml", "learning_rate=1e-5"))
     assert message == (
-        "error: command line: learning_rate=1e-5: unknown key learning_rate; did you mean optimizer.learning_rate?\n"
+        "error: command line: learning_rate=1e-5: unknown key learning_rate; did you mean optimizer.learning_rate or "
+        "critic.learning_rate or retraining.learning_rate?\n"
     )
     assert "did you mean run.yaml?" in refused(call("train", "runn.yaml"))
 
@@ -390,7 +391,7 @@ def test_doctor_asks_for_what_the_package_asks_for() -> None:
 
 def test_preflight_is_shared_with_evaluate() -> None:
     with pytest.raises(UserError, match=r"MODEL=\./nowhere: there is no such folder"):
-        plan.check_model("./nowhere", "MODEL")
+        preflight.check_model("./nowhere", "MODEL")
 
 
 @pytest.mark.parametrize("words", [["--local_rank=1", "list", "tasks"], ["--local_rank", "1", "list", "tasks"]])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from grpo_math import launch_command, plan
+from grpo_math import launch_command, plan, preflight
 from grpo_math.config_file import load_config
 from grpo_math.launch_command import launch
 from grpo_math.types import UserError
@@ -385,7 +385,7 @@ def test_every_shipped_run_fits(
     report = plan.plan(cfg, ranks, gpu_memory)
     assert "fits: " in report.splitlines()[-1], report
     assert "does not fit" not in report
-    plan.preflight(cfg)
+    preflight.preflight(cfg)
     comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"launch/{name}.yaml" in line for line in comment)
 

@@ -28,7 +28,7 @@ from grpo_math.learned.reading import Asked, reader
 from grpo_math.learned.rewards import LearnedRewards, combined
 from grpo_math.learned.score import AGGREGATES, RewardModel, sigmoid
 from grpo_math.learned.watch import FIRST_STEPS, Watch
-from grpo_math.plan import all_rewards, preflight, resolve_rewards
+from grpo_math.preflight import all_rewards, preflight, resolve_rewards
 from grpo_math.progress import Progress, progress_line
 from grpo_math.ranks import Ranks
 from grpo_math.recipes.records import completion_records, group_metrics

@@ -15,8 +15,8 @@ from grpo_math import config
 from grpo_math.backend.torch import TorchBackend
 from grpo_math.lora import adapter_off, engine_weights
 from grpo_math.losses import REDUCTIONS, make_loss
-from grpo_math.plan import check_model
 from grpo_math.policy import load_policy
+from grpo_math.preflight import check_model
 from grpo_math.types import UserError
 from tests.test_backend import make_rows
 from tests.tiny import save_tiny

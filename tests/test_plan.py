@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.models.auto import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from grpo_math import config, memory, memory_report, plan
+from grpo_math import config, memory, memory_report, plan, preflight
 from grpo_math.known_models import _TABLE, known_model
 from grpo_math.memory_beside import beside
 from grpo_math.memory_report import GIB, Device, need_of, remedies
@@ -501,7 +501,7 @@ def test_a_known_model_needs_no_folder(folder: Path, monkeypatch: pytest.MonkeyP
     assert known_model("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4") is None
     long = {"model": {"path": "Qwen/Qwen2.5-Math-7B"}, "sampling": {"max_tokens": 4096}}
     with pytest.raises(UserError, match=r"context of 4096 tokens; set sampling.max_tokens=2048 or less"):
-        plan.preflight(grpo(**long))
+        preflight.preflight(grpo(**long))
 
 
 def test_a_model_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,7 +522,8 @@ def test_a_model_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_planning_imports_no_torch(folder: Path) -> None:
     (folder / "run.yaml").write_text("run_dir: run\nmodel: m\ntask: arithmetic\nsampling: {max_tokens: 64}\n")
     code = (
-        "import sys; from grpo_math.config_file import load_config; from grpo_math.plan import plan, preflight\n"
+        "import sys; from grpo_math.config_file import load_config; from grpo_math.plan import plan\n"
+        "from grpo_math.preflight import preflight\n"
         "cfg = load_config('run.yaml'); plan(cfg); preflight(cfg)\n"
         "print([m for m in ('torch', 'transformers', 'datasets', 'vllm') if m in sys.modules])"
     )
@@ -538,8 +539,8 @@ def test_planning_imports_no_torch(folder: Path) -> None:
 
 def test_preflight_passes_and_leaves_nothing_behind(folder: Path) -> None:
     before = sorted(folder.iterdir())
-    plan.preflight(grpo())
-    plan.preflight(grpo(run_dir="a/b/c"))
+    preflight.preflight(grpo())
+    preflight.preflight(grpo(run_dir="a/b/c"))
     assert sorted(folder.iterdir()) == before
 
 
@@ -578,7 +579,7 @@ def test_preflight_passes_and_leaves_nothing_behind(folder: Path) -> None:
 )
 def test_preflight_refuses(folder: Path, values: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as caught:
-        plan.preflight(grpo(**values))
+        preflight.preflight(grpo(**values))
     assert said in str(caught.value)
 
 
@@ -594,7 +595,7 @@ def test_preflight_refuses_half_a_model(folder: Path, patterns: tuple[str, ...],
     for path in [p for pattern in patterns for p in (folder / "m").glob(pattern)]:
         path.unlink()
     with pytest.raises(UserError, match=r"model\.path=m: the folder has ") as caught:
-        plan.preflight(grpo())
+        preflight.preflight(grpo())
     assert said in str(caught.value)
 
 
@@ -603,12 +604,12 @@ def test_a_folder_of_checkpoints_names_the_newest(folder: Path) -> None:
         (folder / "runs" / step).mkdir(parents=True)
         (folder / "runs" / step / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"did you mean runs/step-2\?"):
-        plan.check_model("runs")
+        preflight.check_model("runs")
 
 
 def test_all_that_is_wrong_is_said_at_once(folder: Path) -> None:
     with pytest.raises(UserError) as caught:
-        plan.preflight(grpo(task="arithmetik", model={"path": "./n"}, run_dir="m/config.json"))
+        preflight.preflight(grpo(task="arithmetik", model={"path": "./n"}, run_dir="m/config.json"))
     message = str(caught.value)
     assert message.count("unknown task") == 1
     assert "model.path=./n" in message
@@ -619,15 +620,15 @@ def test_a_folder_that_cannot_be_written(folder: Path, monkeypatch: pytest.Monke
     def refuse(**_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(plan.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(preflight.tempfile, "TemporaryFile", refuse)
     with pytest.raises(UserError, match=r"run_dir=run: cannot write in .* \(Read-only file system\)"):
-        plan.preflight(grpo())
+        preflight.preflight(grpo())
 
 
 def test_broken_model_settings_are_named(folder: Path) -> None:
     (folder / "m" / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"m/config.json cannot be read"):
-        plan.preflight(grpo())
+        preflight.preflight(grpo())
     (folder / "m" / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match=r"m/config.json has no hidden_size"):
-        plan.preflight(grpo())
+        preflight.preflight(grpo())

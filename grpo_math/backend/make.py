@@ -66,7 +66,7 @@ def make_backend(cfg: config.Common, policy: TokenModel, updates: int, ranks: Ra
 def _torch(cfg: config.Common, policy: TokenModel, updates: int, ranks: Ranks) -> TrainBackend:
     from grpo_math.backend.torch import TorchBackend
 
-    assert ranks.size == 1, "plan.check_ranks_fit"
+    assert ranks.size == 1, "preflight.check_ranks_fit"
     return TorchBackend(policy, cfg.backend, cfg.optimizer, updates, cfg.micro_batch_tokens, cfg.trained_temperature)
 
 

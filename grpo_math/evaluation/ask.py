@@ -32,7 +32,7 @@ from grpo_math.evaluation.sampler import Sampler
 from grpo_math.evaluation.show import table
 from grpo_math.evaluation.show_prompt import prompts_shown
 from grpo_math.evaluation.write import speeds
-from grpo_math.plan import check_model, check_writable
+from grpo_math.preflight import check_model, check_writable
 from grpo_math.types import Sampling, UserError
 
 MODEL_LINK = "model"  # of a run's folder: its newest checkpoint

@@ -14,7 +14,7 @@ from typing import Any
 from grpo_math import config
 from grpo_math.find import find_task, find_verifier, list_tasks, verifier_of
 from grpo_math.forms import Form, form_of
-from grpo_math.plan import check_task
+from grpo_math.preflight import check_task
 from grpo_math.problems import load_problems
 from grpo_math.scoring import check_options
 from grpo_math.types import Problem, UserError

@@ -14,7 +14,7 @@ from grpo_math import config
 from grpo_math.evaluation.files import RESULTS
 from grpo_math.evaluation.foreign import SampleFile
 from grpo_math.evaluation.job import Job, make_job
-from grpo_math.plan import check_task
+from grpo_math.preflight import check_task
 from grpo_math.types import Problem, UserError
 
 

@@ -32,7 +32,7 @@ from grpo_math.evaluation.sampler import Sample, summed
 from grpo_math.evaluation.show import Row, table
 from grpo_math.evaluation.summary import Judged, counts_of, summarise
 from grpo_math.evaluation.write import speeds
-from grpo_math.plan import check_writable
+from grpo_math.preflight import check_writable
 from grpo_math.types import UserError
 
 CHECKPOINT_STATE = "run.json"  # in a checkpoint of a run: recipes/loop.py writes it

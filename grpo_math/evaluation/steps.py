@@ -26,7 +26,7 @@ from grpo_math.examples.raw import Text
 from grpo_math.learned.reading import InSteps
 from grpo_math.learned.score import RewardModel, sigmoid
 from grpo_math.log import write_whole
-from grpo_math.plan import check_writable
+from grpo_math.preflight import check_writable
 from grpo_math.steps.example import StepExample
 from grpo_math.steps.formats import Reading
 from grpo_math.steps.read import read_steps

@@ -8,7 +8,7 @@ from __future__ import annotations
 from grpo_math import config
 from grpo_math.evaluation.summary import judged, summarise
 from grpo_math.find import find_task
-from grpo_math.plan import held_out_task
+from grpo_math.preflight import held_out_task
 from grpo_math.problems import load_problems
 from grpo_math.prompts import prompt_maker
 from grpo_math.recipes.parts import Parts, gold_check, step_seed

@@ -18,8 +18,8 @@ from grpo_math.backend.make import make_backend
 from grpo_math.examples.raw import RawExample
 from grpo_math.find import find_task, find_verifier
 from grpo_math.groups import TooManyErrors, score_groups
-from grpo_math.plan import resolve_rewards
 from grpo_math.policy import Policy
+from grpo_math.preflight import resolve_rewards
 from grpo_math.problems import ProblemSource, ProblemStream
 from grpo_math.prompts import MakePrompt, prompt_maker
 from grpo_math.ranks import Ranks

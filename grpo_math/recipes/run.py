@@ -21,8 +21,8 @@ from grpo_math import checkpoint, config
 from grpo_math.backend.make import starting_policy
 from grpo_math.config_file import dump_config
 from grpo_math.log import CHECKPOINTS, COMPLETIONS, METRICS, ReadOnlyFolder, RunFolder
-from grpo_math.plan import all_rewards, check_packages, isolation_of, preflight
 from grpo_math.policy import pick_device
+from grpo_math.preflight import all_rewards, check_packages, isolation_of, preflight
 from grpo_math.problems import load_problems
 from grpo_math.rank_checks import check_ranks
 from grpo_math.ranks import Ranks, join, leave
