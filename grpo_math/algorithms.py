@@ -56,12 +56,12 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "vineppo": {"advantage": "vine", "loss": {"name": "bnpo"}, "whiten": True},
     # steps' rewards in place of the completion's
     "grpo_process": {"advantage": "process", "loss": {"name": "grpo"}},
-    # the reward model and the reference follow the policy, every 100 steps
+    # the reward model and the reference follow the policy, every 25 steps
     "grpo_iterative": {
         "advantage": "group_norm",
         "loss": {"name": "grpo"},
-        "kl": {"coefficient": 0.04, "reference": "refresh", "refresh_every": 100},
-        "retraining": {"every": 100},
+        "kl": {"coefficient": 0.04, "reference": "refresh", "refresh_every": 25},
+        "retraining": {"every": 25},
     },
     # maximum-likelihood RL: (r - mean) / mean
     "maxrl": {"advantage": "maxrl", "loss": {"name": "bnpo"}},

@@ -45,6 +45,7 @@ FLAGS = (
     ("reward-model.dtype", "--reward-dtype"),
     ("reward-model.chat=", "--reward-chat "),
     ("process-model.model", "MODEL"),
+    ("process-model.dtype=", "--dtype "),
     ("process-model.dtype", "--dtype"),
 )
 

@@ -104,11 +104,20 @@ def subsets(n: int, k: int, most: int = SUBSETS) -> Floats:
     return rows
 
 
+def sigmoid(scores: ArrayLike) -> Floats:
+    """1 / (1 + e^-x) of each, without overflow: the probability that a score is the logit of. NaN stays NaN."""
+    x = np.asarray(scores, np.float64)
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
 def auc(scores: ArrayLike, right: ArrayLike) -> float:
     """P(s+ > s-) + P(s+ = s-) / 2 of a right and a wrong sample drawn at random (Mann and Whitney 1947).
 
-    scores, right: (N,), no NaN; right is 0 or 1. NaN where all are right, or all wrong."""
+    scores, right: (N,), no NaN; right is 0 or 1. NaN where all are right, or all wrong, or there is none."""
     values = np.asarray(right, np.float64)
+    if not 0 < values.sum() < len(values):
+        return math.nan
     return float(_weighted_auc(*_by_score(scores), np.ones((1, len(values))), values)[0])
 
 

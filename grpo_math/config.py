@@ -136,11 +136,22 @@ class GRPO(Common):
                 f"retraining trains the outcome reward model on, and rewards has {len(models)}; list one: "
                 "rewards=[{verifier: NAME}, {model: DIR, kind: outcome}]"
             )
-        for key in ("url", "offload"):
-            if getattr(models[0], key):
+        for key in ("url", "offload", "device", "dtype"):
+            if (value := getattr(models[0], key)) != LearnedReward.model_fields[key].default:
                 raise ValueError(
-                    f"retraining needs the reward model's weights here, where they can learn; leave {key} of it out"
+                    f"{key}={value} of the reward model: retraining needs its weights beside the policy's, as the back "
+                    f"end trains them; leave {key} of it out"
                 )
+        if every >= self.steps:
+            raise ValueError(
+                f"retraining.every={every} of steps={self.steps}: it would learn for no step; "
+                f"try retraining.every={max(self.steps // 4, 1)}"
+            )
+        if self.model.lora.rank and self.kl.coefficient:
+            raise ValueError(
+                f"retraining moves the reference to the policy, which with model.lora.rank={self.model.lora.rank} is "
+                "the model with its adapter off; set kl.coefficient=0, or model.lora.rank=0"
+            )
         if self.kl.coefficient and (self.kl.reference, self.kl.refresh_every) != ("refresh", every):
             raise ValueError(
                 f"retraining.every={every} moves the reference too, and kl.reference={self.kl.reference} with "
@@ -181,6 +192,11 @@ class GRPO(Common):
             given = getattr(self, section)
             if given != type(given)() and self.advantage != name:
                 raise ValueError(f"{section} is read by advantage={name}, and advantage={self.advantage}; leave it out")
+        if self.advantage == "process" and self.process.share == 1 and self.overlong.penalty_buffer:
+            raise ValueError(
+                "overlong.penalty_buffer is a part of the completion's reward, which process.share=1 leaves out; set "
+                "process.share=0.5, or overlong.penalty_buffer=0"
+            )
         if self.critic.shared and self.model.lora.rank:
             raise ValueError(
                 f"critic.shared=true needs the policy's weights to learn, and model.lora.rank={self.model.lora.rank} "

@@ -72,6 +72,8 @@ class KL(Section):
             )
         if self.per_token and self.where != "reward":
             raise ValueError("per_token=true is of a KL in the reward, and where=loss; set where=reward")
+        if self.per_token and not self.coefficient:
+            raise ValueError("per_token=true spreads a KL whose coefficient is 0; set coefficient=0.01, for example")
         if self.target and not self.coefficient:
             raise ValueError(
                 f"target={self.target} adapts the coefficient, which is 0; set coefficient to a start value"

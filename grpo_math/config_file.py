@@ -62,7 +62,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> config.Commo
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    """{"a": {"b": 1}, "c": [{"d": 2}], "e": [3, 4]} -> {"a.b": 1, "c.0.d": 2, "e": [3, 4]}; a list of mappings is gone
+    into, as overrides name its items, and one of values is a value."""
+    if isinstance(tree, list) and tree and all(isinstance(item, Mapping) for item in tree):
+        tree = dict(enumerate(tree))
     if not isinstance(tree, Mapping):
         return {prefix: tree}
     inside = [flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in tree.items()]

@@ -108,7 +108,7 @@ class Retraining(Section):
     samples, at most `remembered` of which are kept. learning_rate, max_grad_norm: of its AdamW; the rest is
     optimizer's."""
 
-    every: Count = 100
+    every: Count = 25
     updates: Count = 20
     examples: Count = 64
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.1

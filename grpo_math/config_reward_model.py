@@ -22,7 +22,7 @@ RewardLossName = Literal["bradley_terry", "ranked", "binary"]
 READS: dict[str, tuple[str, ...]] = {
     "bradley_terry": ("margin", "margin_scale", "label_smoothing", "centre"),
     "ranked": ("margin", "margin_scale", "label_smoothing", "centre", "completions"),
-    "binary": ("balance",),
+    "binary": ("balance", "every_token"),
 }
 NO_SAMPLING = ("task", "rewards", "rollout", "sampling", "scoring", "sandbox", "evaluation")
 
@@ -34,7 +34,8 @@ class RewardLoss(Section):
     margin: what scores must differ by: the file's column `margin` where it has one, margin_scale times the difference
     of the two rewards, or nothing. label_smoothing: share of pairs thought to be the wrong way round. centre: weight of
     (r+ + r-)^2, which draws the scores' mean to 0. completions: of one prompt that are compared with one another in
-    one pass; a prompt with more makes several examples. balance: right and wrong labels get half of the weight each."""
+    one pass; a prompt with more makes several examples. balance: right and wrong labels get half of the weight each.
+    every_token: the label is learnt after every token of the completion, and not after the last alone."""
 
     name: RewardLossName = "bradley_terry"
     margin: Literal["column", "rewards", "none"] = "column"
@@ -43,6 +44,7 @@ class RewardLoss(Section):
     centre: NonNegative = 0.0
     completions: Annotated[int, Field(ge=2)] = 8
     balance: bool = False
+    every_token: bool = False
 
     shorthand = "name"
     by_name = {"ranked": {"margin": "none"}}
@@ -72,9 +74,10 @@ class RewardLoss(Section):
 
 class StepLoss(Section):
     """Cross-entropy of each labelled step, all steps of an update having the same weight. balance: right and wrong
-    labels get half of the weight each."""
+    labels get half of the weight each. every_token: a step's label is learnt after every token of it."""
 
     balance: bool = False
+    every_token: bool = False
 
 
 class HeldOut(Section):

@@ -51,11 +51,7 @@ def load_model(
     assert spec.path is not None
     where = f"{key}={spec.path}"
     folder = Path(spec.path).expanduser()
-    if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_FILES):
-        raise UserError(
-            f"{where}: the folder has no tokenizer ({', '.join(TOKENIZER_FILES)}); save one into it with "
-            "tokenizer.save_pretrained(folder)"
-        )
+    check_tokenizer(folder, where)
     options = {"trust_remote_code": spec.trust_remote_code, "revision": spec.revision}
     base = base_of_adapter(folder) or spec.path
     if spec.lora.rank and base != spec.path:
@@ -88,13 +84,31 @@ def load_model(
 
             model = PeftModel.from_pretrained(model, spec.path).merge_and_unload()
         tokenizer = AutoTokenizer.from_pretrained(spec.path, **options)
-    # nothing of ours runs in there, and the libraries below it raise whatever they like at a damaged file
+    except UserError:  # of `prepare`
+        raise
+    # nothing else of ours runs in there, and the libraries below it raise whatever they like at a damaged file
     except Exception as error:
         raise UserError(
             f"{where} could not be loaded: {type(error).__name__}: {error}\nGive a folder made by save_pretrained, or "
             "a Hub id that this machine can reach or has in its cache"
         ) from error
     return Loaded(model if spec.load_in_4bit else model.to(device), tokenizer, sorted(report["missing_keys"]))
+
+
+def check_tokenizer(folder: Path, where: str) -> None:
+    """Raises UserError for a folder without one, of which transformers makes an empty one. A Hub id is let through.
+    where: key=value, for the message."""
+    if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise UserError(
+            f"{where}: the folder has no tokenizer ({', '.join(TOKENIZER_FILES)}); save one into it with "
+            "tokenizer.save_pretrained(folder)"
+        )
+
+
+def end_ids(named: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a completion: those that a configuration names, and the tokenizer's own."""
+    several = named if isinstance(named, list) else [named]
+    return frozenset(i for i in [*several, tokenizer.eos_token_id] if i is not None)
 
 
 def _split(device: torch.device, dtype: torch.dtype, offload_parameters: bool) -> AbstractContextManager[None]:

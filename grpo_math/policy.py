@@ -17,7 +17,7 @@ from transformers.utils import logging as hf_logging
 
 from grpo_math import config
 from grpo_math.batch import Batch
-from grpo_math.loading import load_model
+from grpo_math.loading import end_ids, load_model
 from grpo_math.logprobs import token_logprobs
 from grpo_math.lora import add_lora
 from grpo_math.packing import Layout, before_the_trained, packed_layout, padded
@@ -60,9 +60,7 @@ class Policy:
     @property
     def eos_ids(self) -> frozenset[int]:
         """Every token that ends a completion: the generation config may name several."""
-        named = getattr(self.model.generation_config, "eos_token_id", None)
-        several = named if isinstance(named, list) else [named]
-        return frozenset(i for i in [*several, self.tokenizer.eos_token_id] if i is not None)
+        return end_ids(getattr(self.model.generation_config, "eos_token_id", None), self.tokenizer)
 
     @property
     def pad_id(self) -> int:
@@ -123,7 +121,16 @@ class Policy:
             chosen, *entropies = head(states)
         return scatter(batch.loss_mask, chosen), scatter(batch.loss_mask, entropies[0]) if with_entropy else None
 
-    per_token = logprobs  # as a back end calls it
+    def per_token(
+        self,
+        batch: Batch,
+        temperature: float,
+        chunk: int,
+        autocast: torch.dtype | None = None,
+        with_entropy: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`logprobs`, as a back end calls it."""
+        return self.logprobs(batch, temperature, chunk, autocast, with_entropy)
 
     def check(self) -> None:
         """Raises UserError where `logprobs` are not those of the model's own logits."""

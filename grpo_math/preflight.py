@@ -124,8 +124,6 @@ def resolve_rewards(cfg: config.Common) -> list[config.Reward]:
 
 def _check_data(cfg: config.Common) -> None:
     """The files are there, and the rules are rules of what is to be made of them. Their lines are read by `train`."""
-    if isinstance(cfg, config.GRPO) and cfg.pretraining is not None:
-        check_files(cfg.pretraining.data.files, "pretraining.data.files")
     if not isinstance(cfg, config.SFT | config.Preference | config.RewardCommon) or cfg.data is None:
         return
     check_files(cfg.data.files)

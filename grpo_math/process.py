@@ -47,12 +47,13 @@ def step_advantages(ends: Sequence[int], values: Sequence[float | None], length:
     """A_t = V(s_{k+1}) - V(s_k) for the tokens t of step k; VinePPO, arXiv:2410.01679, eq. 7, with gamma 1.
 
     ends: the token at which each of K steps ends; values: K + 1, of the prompt, of the text after each step but the
-    last, and the completion's own reward. None, where a value is not known, gets the one before it: no step is praised
-    or blamed for what nobody measured. Returns (T,); tokens behind the last step are 0."""
+    last, and the completion's own reward. None, where a value is not known, gets the one before it, or the first that
+    is: no step is praised or blamed for what nobody measured. Returns (T,); tokens behind the last step are 0."""
     assert len(values) == len(ends) + 1, (len(values), len(ends))
     known: list[float] = []
+    first = next((value for value in values if value is not None), 0.0)
     for value in values:
-        known.append(value if value is not None else (known[-1] if known else 0.0))
+        known.append(value if value is not None else (known[-1] if known else first))
     advantages, start = torch.zeros(length), 0
     for end, before, after in zip(ends, known[:-1], known[1:], strict=True):
         advantages[start : end + 1] = after - before

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from grpo_math import best_of
+
 BINS = 10
 Labels = Sequence[float]  # of a solution's steps, in [0, 1]; NaN: unlabelled
 NAN = float("nan")
@@ -32,16 +34,8 @@ def comparison(chosen: Tensor, rejected: Tensor, weights: Tensor) -> dict[str, f
 
 
 def auc(scores: Tensor, right: Tensor) -> float:
-    """P(r+ > r-) + P(r+ = r-) / 2 of a right and a wrong one drawn at random: the exact rank statistic of Mann and
-    Whitney, U / (N+ N-). (N,) scores, (N,) bool; NaN where either class is empty. O(N log N)."""
-    positives, negatives = int(right.sum()), int((~right).sum())
-    if not positives or not negatives:
-        return NAN
-    _, place, counts = scores.double().unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    ranks = (last - (counts.double() - 1) / 2)[place]  # from 1; the mean rank of those that are equal
-    u = float(ranks[right].sum()) - positives * (positives + 1) / 2
-    return u / (positives * negatives)
+    """best_of.auc of tensors: (N,) scores, (N,) bool; NaN where either class is empty."""
+    return best_of.auc(scores.double().cpu().numpy(), right.cpu().numpy())
 
 
 def calibration_error(scores: Tensor, labels: Tensor) -> float:
@@ -74,8 +68,7 @@ def first_wrong(values: Sequence[float], threshold: float) -> int | None:
 
 
 def first_errors(scores: Sequence[Sequence[float]], labels: Sequence[Labels]) -> dict[str, float]:
-    """How often the first step with s(r) <= 1/2 is the first wrong one; as ProcessBench
-    has it, arXiv:2412.06559.
+    """How often the first step with s(r) <= 1/2 is the first wrong one; as ProcessBench has it, arXiv:2412.06559.
 
     found: of the solutions with a wrong step, the share whose first one is named. spared: of those without, the share
     of which no step is called wrong. f1: the harmonic mean of both. S solutions; one whose steps are not all labelled

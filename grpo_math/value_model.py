@@ -30,7 +30,7 @@ from transformers import (
 
 from grpo_math import config
 from grpo_math.batch import Batch
-from grpo_math.loading import load_model
+from grpo_math.loading import end_ids, load_model
 from grpo_math.packing import Layout, before_the_trained, packed_layout, padded
 from grpo_math.token_model import scatter, score
 from grpo_math.types import UserError
@@ -81,9 +81,7 @@ class ValueModel:
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        named = getattr(self.model.config.get_text_config(), "eos_token_id", None)
-        several = named if isinstance(named, list) else [named]
-        return frozenset(i for i in [*several, self.tokenizer.eos_token_id] if i is not None)
+        return end_ids(getattr(self.model.config.get_text_config(), "eos_token_id", None), self.tokenizer)
 
     @property
     def pad_id(self) -> int:
@@ -125,10 +123,18 @@ class ValueModel:
 
     @torch.no_grad()
     def check(self) -> None:
-        """Raises UserError where `per_token` does not give what the model itself does."""
+        """Raises UserError where `per_token` does not give what the model itself does, or where a value depends on what
+        follows it: a critic would know the future, and every model the padding."""
         count = min(8, self.model.get_input_embeddings().num_embeddings)
         ids = torch.arange(count, device=self.device)
         ids = ids[ids != self.model.config.get_text_config().pad_token_id][None]
+        near = 1e-3 if self.model.dtype == torch.float32 else 0.1
+        alone, followed = (self.model.base_model(input_ids=part).last_hidden_state[:, :3] for part in (ids[:, :3], ids))
+        if not float((alone - followed).abs().max()) < near * max(1.0, float(followed.abs().max())):
+            raise UserError(
+                f"{type(self.model).__name__} reads both ways, so that its values would depend on what follows, and on "
+                "padding; take a model that reads from left to right, as decoders do"
+            )
         mask = torch.zeros_like(ids, dtype=torch.bool)
         mask[:, -1] = True
         zeros = torch.zeros(ids.shape, device=self.device)
@@ -138,10 +144,10 @@ class ValueModel:
         self.model.train(training)
         theirs = logit(logits if logits.dim() == 2 else logits[:, -1])
         gap = float((ours[0, -1] - theirs[0]).abs())
-        if not gap < (1e-3 if self.model.dtype == torch.float32 else 0.1) * max(1.0, float(theirs.abs())):
+        if not gap < near * max(1.0, float(theirs.abs())):
             raise UserError(
                 f"{type(self.model).__name__}: its value differs from that of the same text read here by {gap:.3g}; "
-                "a model that reads both ways, or has another head, cannot be used"
+                "there is more between its last states and its head than is known here; take another model"
             )
 
 
@@ -196,15 +202,15 @@ def load_value_model(
             f"{key}={spec.path}: its weights lack {len(missing)} tensors that {type(model).__name__} has, such as "
             f"{missing[0]}; those would be random. Give the whole model, or another one"
         )
-    if loaded.missing:
-        empty(head_of(model))
     set_padding(model, loaded.tokenizer)
     if kind == "critic":
         # else it would pass for a process model of one label
         model.config.grpo_math = {"kind": kind}
     value = ValueModel(model.eval(), loaded.tokenizer, kind)
     if zero != 3:
-        value.check()
+        value.check()  # a new head's random weights are good for that
+    if loaded.missing:
+        empty(head_of(model))
     return value
 
 

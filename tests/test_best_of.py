@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from grpo_math.best_of import SUBSETS, auc, auc_interval, best_of_k, majority_of_k, subsets
+from grpo_math.best_of import SUBSETS, auc, auc_interval, best_of_k, majority_of_k, sigmoid, subsets
 from grpo_math.passk import majority, pass_at_k
 from grpo_math.reward_metrics import auc as torch_auc
 
@@ -108,14 +108,22 @@ def test_many_subsets_are_drawn_and_always_the_same() -> None:
     assert len(subsets(16, 16)) == 1
 
 
-def test_auc_is_that_of_the_reward_models_training() -> None:
+def test_auc_counts_pairs_and_is_that_of_the_reward_models_training() -> None:
     torch = pytest.importorskip("torch")
+    assert math.isnan(auc([], []))
     assert auc([3, 1, 2, 2], [1, 0, 1, 0]) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
     assert math.isnan(auc([1, 2], [1, 1]))
     rng = np.random.default_rng(0)
     scores, right = rng.integers(0, 9, 200) / 8.0, rng.integers(0, 2, 200)
-    expected = torch_auc(torch.tensor(scores), torch.tensor(right).bool())
-    assert auc(scores, right) == pytest.approx(expected, abs=1e-12)
+    ahead = [(s > t) + (s == t) / 2 for s in scores[right == 1] for t in scores[right == 0]]
+    assert auc(scores, right) == pytest.approx(sum(ahead) / len(ahead), abs=1e-12)
+    assert torch_auc(torch.tensor(scores), torch.tensor(right).bool()) == auc(scores, right)
+
+
+def test_sigmoids_by_hand() -> None:
+    assert sigmoid([0.0, math.log(3), -1e4, 1e4]).tolist() == pytest.approx([0.5, 0.75, 0.0, 1.0])
+    assert sigmoid(-40.0) == pytest.approx(math.exp(-40), rel=1e-12)  # a product of such ones is not yet 0
+    assert math.isnan(sigmoid(NAN))
 
 
 def test_the_interval_of_an_auc_is_wide_for_few_problems_and_never_nothing() -> None:

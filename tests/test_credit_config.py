@@ -69,7 +69,7 @@ def test_a_preset_loads_and_so_does_what_is_dumped_of_it(tmp_path: Path, name: s
         ("retraining: {every: 5}\nrewards: [{model: a, offload: true}]", "leave offload of it out"),
         (
             "algorithm: grpo_iterative\nretraining: {every: 5}\n" + JUDGE,
-            "retraining.every=5 moves the reference too, and kl.reference=refresh with kl.refresh_every=100; set "
+            "retraining.every=5 moves the reference too, and kl.reference=refresh with kl.refresh_every=25; set "
             "kl.reference=refresh and kl.refresh_every=5",
         ),
         ("retraining: {replay: 1.0}\n" + JUDGE, "must be below 1"),

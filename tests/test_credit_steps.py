@@ -21,7 +21,7 @@ from grpo_math.recipes.credit import ByGroup, ByStep, Rewards
 from grpo_math.recipes.imitation import Imitation
 from grpo_math.recipes.parts import Stopwatch
 from grpo_math.recipes.run import updates_of
-from grpo_math.recipes.vine import ByVine
+from grpo_math.recipes.vine import ByVine, by_room
 from grpo_math.recipes.watchdog import Watchdog
 from grpo_math.rewards import group_rewards
 from grpo_math.types import Completion, Group, Problem, Prompt, Sampling, Scored, Verdict
@@ -197,3 +197,38 @@ def test_imitation_adds_its_gradient(tmp_path: Path) -> None:
 def test_the_policy_s_schedule_is_that_of_the_steps_in_which_it_learns(tmp_path: Path) -> None:
     cfg = configured(tmp_path, "ppo", tmp_path / "run")
     assert updates_of(cfg) == (3 - 1) * 2 * 2  # a step of the critic alone; updates_per_step x passes
+
+
+def test_prefixes_that_are_sampled_together_have_room_for_each() -> None:
+    """A long prompt would otherwise shorten everybody's continuations, and what is cut is wrong."""
+    room, context, at_once = 400, 512, 5
+    starts = [20, 112, 20, 112, 60] * 6
+    used = [(37 * i) % 390 for i in range(len(starts))]
+    lengths = [start + tokens for start, tokens in zip(starts, used, strict=True)]
+    lists = by_room(lengths, used, room, context, at_once)
+    assert sorted(place for places in lists for place in places) == list(range(len(used)))
+    for places in lists:
+        most = room - min(used[i] for i in places)  # as ByVine.continued has it
+        assert len(places) <= at_once
+        assert all(lengths[i] + most <= context and most >= room - used[i] for i in places)
+        assert max(used[i] for i in places) - min(used[i] for i in places) <= room // 4
+    assert len(lists) < len(used)
+
+
+def test_a_completion_that_another_verifier_failed_on_is_no_sibling(tmp_path: Path) -> None:
+    """With one step each, the process advantage is the outcome's, of those that are trained."""
+    policy = tiny_policy()
+    rewards = [1.0, None, 0.0, 1.0]
+    rows = [spelled("12", policy) for _ in rewards]
+    step = [Verdict(r, "unknown", step_rewards=((2, r),)) for r in (1.0, 9.0, 0.0, 1.0)]
+    scores = [
+        Scored(reward, Verdict(reward, "error" if reward is None else "correct"), {"steps": verdict})
+        for reward, verdict in zip(rewards, step, strict=True)
+    ]
+    group = Group(prompt(policy, "?"), tuple(rows), tuple(scores))
+    cfg = configured(tmp_path, "grpo_process", tmp_path / "run", process={"share": 1.0})
+    batch = make_batch([group], token_mean, 8, policy.pad_id, mask_truncated=False)
+    parts: Any = SimpleNamespace(policy=policy)
+    found = ByStep(cfg, parts).assign([group], Rewards(group_rewards([group], 8, 0, 0.0)), batch)
+    outcome = group_norm(torch.tensor([[1.0, float("nan"), 0.0, 1.0]]))[0, [0, 2, 3]]
+    assert torch.allclose(found.advantages[found.loss_mask].view(3, -1), outcome[:, None].expand(3, 3))

@@ -318,7 +318,7 @@ def test_a_process_model_against_files_of_labels(models: Path, tmp_path: Path) -
     read = [ScoredSteps(line["problem"], tuple(line["labels"]), tuple(line["scores"])) for line in scored[:2]]
     expected = step_figures(read, 0.4)
     assert {key: results[key] for key in expected} == json.loads(json.dumps(expected))
-    assert "tokens are more than the 128 that the model reads" in scored[2]["unread"]
+    assert "tokens are more than the 128 that it reads" in scored[2]["unread"]
     assert "first error: F1" in output
     # the same text in the same steps has the score that it has as a completion
     sampled = tmp_path / "s.jsonl"

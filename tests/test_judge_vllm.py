@@ -36,7 +36,7 @@ from grpo_math.serving.process import ServerProcess
 from grpo_math.small_model import small_model
 from grpo_math.types import Problem, UserError
 from grpo_math.verify import completion_of
-from tests.test_judge import collect, lines, write_samples
+from tests.judges import collect, lines, write_samples
 from tests.test_openai_sampler import ascii_tokenizer
 from tests.test_vllm_server import SHAPE, free_ports, needs_vllm, wait_for
 

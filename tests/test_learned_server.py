@@ -25,7 +25,7 @@ from grpo_math.serving.command import flags, server_environment
 from grpo_math.serving.process import ServerProcess
 from grpo_math.small_model import character_tokenizer, small_model
 from grpo_math.types import EngineError, UserError
-from tests.test_learned import save_model
+from tests.learned import save_model
 from tests.test_openai_sampler import StandIn, drops, refuses, says
 from tests.test_vllm_server import SHAPE, free_ports, needs_vllm, wait_for
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -12,23 +14,33 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from grpo_math import config
 from grpo_math.config_file import dump_config, load_config
+from grpo_math.examples.example import Example
 from grpo_math.examples.judged import dealt, judged_samples, once_each, ranked_samples
 from grpo_math.examples.raw import RawCompletion, RawExample
 from grpo_math.filtering.candidate import Candidate
 from grpo_math.plan import plan
+from grpo_math.recipes.reward_examples import Judged, every_token
 from grpo_math.recipes.reward_files import held_out_share, reward_examples
 from grpo_math.recipes.reward_training import RewardTraining, spread
 from grpo_math.recipes.run import run
-from grpo_math.types import UserError
-from grpo_math.value_input import ValueReader, at_places, batch_of
+from grpo_math.small_model import small_model
+from grpo_math.types import Completion, Problem, Prompt, UserError
+from grpo_math.value_input import Read, ValueReader, at_places, batch_of
 from grpo_math.value_model import load_value_model
 from tests.offline import distance, lines
 from tests.test_kill import ROOT
-from tests.tiny import save_tiny
+from tests.tiny import TINY, save_tiny
 
 BASE: dict[str, Any] = {
     "steps": 24,
@@ -122,6 +134,27 @@ def test_each_kind_of_data_teaches_what_is_good(folder: Path, tmp_path: Path, na
         assert rows[-1]["eval/first_error_f1"] > 0.9
 
 
+def test_every_token_has_the_label_of_its_step() -> None:
+    read = Read(Example(*text_of_six_tokens()), (1, 3))
+    dense = every_token(Judged((read,), (1.0, 0.0)))
+    assert dense.reads[0].places == (0, 1, 2, 3)
+    assert dense.targets == (1.0, 1.0, 0.0, 0.0)
+    assert dense.reads[0].example == read.example
+
+
+def text_of_six_tokens() -> tuple[Prompt, Completion]:
+    return Prompt(Problem("p", "t", "q", "a"), (3,), "q"), Completion((4, 5, 6, 7, 8, 9), (0.0,) * 6, "c", "stop", 0)
+
+
+@pytest.mark.parametrize(("name", "loss"), [("samples, each", {"name": "binary"}), ("steps", {})])
+def test_labels_of_every_token_teach_the_ends_too(
+    folder: Path, tmp_path: Path, name: str, loss: dict[str, Any]
+) -> None:
+    cfg = configured(folder, name, tmp_path / "run", loss=loss | {"every_token": True}, steps=36)
+    run(cfg)
+    assert lines(cfg)[-1]["eval/auc"] > 0.95  # measured where the value is read, at the ends alone
+
+
 def said_of(cfg: config.Common) -> dict[str, Any]:
     said = json.loads((Path(cfg.run_dir) / "model" / "config.json").read_text())["grpo_math"]
     assert isinstance(said, dict)
@@ -153,6 +186,48 @@ def test_plain_transformers_give_an_outcome_model_s_scores_whatever_the_batch(fo
         found = torch.tensor([value for (value,) in at_places(values, batch_of_all)])
         torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
     assert float(alone[0::2].min()) > float(alone[1::2].max())
+
+
+@pytest.mark.parametrize("rendered", [False, True])
+def test_the_document_s_snippet_reads_what_training_reads(tmp_path: Path, rendered: bool) -> None:
+    """With a tokenizer that merges over the border of prompt and completion, and puts a beginning in front of texts;
+    a chat template has written that beginning already."""
+    tokenizer = merging(template="<bos>{{ messages[0]['content'] }}" if rendered else None)
+    small_model(TINY, tokenizer, 0).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ours = load_value_model(config.Model(path=str(tmp_path)), "outcome", torch.device("cpu"))
+    torch.nn.init.normal_(ours.head.get_parameter("weight"), generator=torch.Generator().manual_seed(0))
+    ours.model.save_pretrained(tmp_path)
+    ours.tokenizer.save_pretrained(tmp_path)
+    text = (ROOT / "docs" / "reward_models.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(snippet.replace("runs/reward_model/model", str(tmp_path)), names)
+    reader, bos = ValueReader(ours.tokenizer, ours.eos_ids), "<bos>" if rendered else ""
+    for asked, said in [("1+1=\n", "\n2"), ("6*7= ", "42"), ("1+1=", "2")]:
+        prompt = bos + asked
+        read = reader.outcome(prompt, said)
+        ids = [*read.example.prompt.token_ids, *read.example.completion.token_ids]
+        assert ids[:2] == [tokenizer.bos_token_id, *tokenizer(asked[0], add_special_tokens=False)["input_ids"]]
+        whole = tokenizer(asked + said)["input_ids"]
+        assert (ids == [*whole, tokenizer.eos_token_id]) == (asked == "1+1=" and said == "2")
+        batch = batch_of([read], ours.pad_id)
+        ((value,),) = at_places(ours.score(batch, 100), batch)
+        assert names["score"](prompt, said, rendered) == pytest.approx(value, abs=1e-5)
+
+
+def merging(template: str | None) -> PreTrainedTokenizerBase:
+    """Like GPT-2's, without its borders between words: two line breaks are one token, and a space and 42."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<bos>", "<eos>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=263, initial_alphabet=alphabet, special_tokens=special)
+    tokenizer.train_from_iterator(["\n\n", " 42"] * 9, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 1)])
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **names)
 
 
 def test_plain_transformers_give_a_process_model_s_scores_at_the_ends_of_steps(folder: Path, tmp_path: Path) -> None:
@@ -271,6 +346,22 @@ def test_a_reward_model_is_trained_on(folder: Path, tmp_path: Path) -> None:
     model = str(tmp_path / "first" / "model")
     run(second := configured(folder, "pairs", tmp_path / "second", model=model, held_out={"every": 0}, steps=1))
     assert lines(second)[0]["loss/total"] < 0.1
+
+
+def test_a_head_that_was_lost_is_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The architecture says that there is one, and the weights are a language model's."""
+    settings = json.loads((folder / "model" / "config.json").read_text())
+    shutil.copytree(folder / "model", tmp_path / "lost")
+    (tmp_path / "lost" / "config.json").write_text(
+        json.dumps(settings | {"architectures": ["Qwen2ForSequenceClassification"], "num_labels": 1})
+    )
+    for model, told in ((tmp_path / "lost", True), (folder / "model", False)):
+        run(cfg := configured(folder, "pairs", tmp_path / f"run-{told}", model=str(model), steps=1))
+        assert ("lost is Qwen2ForSequenceClassification, and its files have no head" in capsys.readouterr().out) == told
+        assert lines(cfg)[0]["loss/total"] == pytest.approx(0.6931, abs=1e-4)
+    again = configured(folder, "pairs", tmp_path / "again", model=str(tmp_path / "run-True" / "model"), steps=1)
+    run(again)
+    assert "no head" not in capsys.readouterr().out
 
 
 def test_epochs_become_steps_and_the_margin_is_the_file_s(folder: Path, tmp_path: Path) -> None:
@@ -409,6 +500,11 @@ def test_a_configuration_that_cannot_be_is_refused_with_the_remedy(tmp_path: Pat
 
 
 PAIR = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
+STEPS = [
+    {"prompt": f"{i}+1=", "completions": ["1\n", "2\n"], "labels": [True, label], "separator": ""}
+    for i, label in enumerate([True, None, False])
+]
+LABELS = [{"prompt": f"{i}+1=", "completion": "2", "label": i < 2} for i in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -433,6 +529,10 @@ PAIR = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
         ("labels", [{"prompt": "1", "completion": "2", "label": True}], {}, "all 1 labels are true"),
         ("steps", [PAIR], {}, "no labels of steps, only 'prompt', 'chosen', 'rejected'"),
         ("pairs", [PAIR], {"held_out": {"every": 1}}, "all examples have one prompt"),
+        ("steps", STEPS[:2], {"held_out": {"every": 0}}, "bad.jsonl: all 3 labels are right, of which nothing is"),
+        ("steps", STEPS, {"held_out": {"share": 0.5}, "seed": 1}, "held_out.share=0.5 takes all that is wrong away"),
+        ("steps", STEPS, {"held_out": {"share": 0.5}, "loss": {"balance": True}, "seed": 1}, "set held_out.every=0"),
+        ("labels", LABELS, {"held_out": {"share": 0.5}, "seed": 1}, "labels right alone nothing is learnt"),
     ],
 )
 def test_a_broken_file_is_refused_before_anything_is_loaded_or_written(

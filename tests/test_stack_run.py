@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grpo_math.config import LearnedReward, Reward
 from grpo_math.config_file import dump_config, load_config
 from grpo_math.recipes.run import run
-from grpo_math.recipes.same_run import refuse_another_run
+from grpo_math.recipes.same_run import fingerprint, refuse_another_run
 from grpo_math.small_model import character_tokenizer, small_model
 from grpo_math.types import UserError
 from tests.test_kill import MODEL, ROOT, write_config
@@ -87,6 +88,34 @@ def test_what_may_change_between_the_parts_of_a_run(path, changes, free):
     else:
         with pytest.raises(UserError, match=next(iter(changes))):
             refuse_another_run(changed, fresh=False)
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"device": "cpu", "offload": True, "micro_batch_tokens": 99}, None),
+        ({"url": "http://localhost:8001"}, None),
+        ({"weight": 0.5}, r"rewards.1.weight: was 1.0, now 0.5\n"),
+        ({"model": "e"}, r"rewards.1.model: was d, now e\n"),
+    ],
+)
+def test_a_reward_model_may_be_scored_elsewhere_when_a_run_goes_on(path, own, says):
+    """Its place is not part of what the run is; what it rewards is."""
+    cfg, changed = (load_config(path).model_copy(update={"rewards": with_model(given)}) for given in ({}, own))
+    run_dir = Path(cfg.run_dir)
+    (run_dir / "checkpoints" / "step-1").mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(dump_config(cfg))
+    if says is None:
+        refuse_another_run(changed, fresh=False)
+        assert fingerprint(changed) == fingerprint(cfg)
+    else:
+        with pytest.raises(UserError, match=says):
+            refuse_another_run(changed, fresh=False)
+        assert fingerprint(changed) != fingerprint(cfg)
+
+
+def with_model(own: dict) -> list[Reward | LearnedReward]:
+    return [Reward(verifier="math"), LearnedReward(model="d").model_copy(update=own)]
 
 
 @pytest.mark.slow

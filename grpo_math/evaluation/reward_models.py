@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from grpo_math.config_learned import Aggregate, LearnedKind, LearnedReward
 from grpo_math.evaluation.manifest import model_manifest, sha256
-from grpo_math.learned.checks import DEFAULT_BOUNDARY, OURS, RECIPES, SUFFIXES, check_learned, trained
+from grpo_math.learned.checks import DEFAULT_BOUNDARY, RECIPES, SUFFIXES, check_learned, kind_in, trained
 from grpo_math.types import UserError
 
 KEY = "reward-model"  # what errors of learned/ call it; arguments.FLAGS puts the command's flags in its place
@@ -101,6 +101,8 @@ def reward_specs(paths: Mapping[str, str], chosen: Chosen, key: str = KEY) -> li
 
 
 def _spec(name: str, path: str, chosen: Chosen, key: str) -> RewardSpec:
+    from grpo_math.learned.make import settings_of
+
     settings = settings_of(path, key)
     kind = kind_of(settings, path, key)
     steps = kind == "process"
@@ -132,27 +134,12 @@ def _spec(name: str, path: str, chosen: Chosen, key: str) -> RewardSpec:
     return RewardSpec(name, reward, manifest, digest, chosen.dtype, chosen.device, chosen.micro_batch_tokens)
 
 
-def settings_of(path: str, key: str) -> dict[str, Any]:
-    from transformers import AutoConfig
-
-    try:
-        found = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{key}.model={path} could not be loaded: {error}\nGive a folder made by save_pretrained, or a Hub id that "
-            "this machine can reach or has in its cache"
-        ) from error
-    return {**found.to_dict(), "_commit_hash": getattr(found, "_commit_hash", None)}
-
-
 def kind_of(settings: Mapping[str, Any], path: str, key: str) -> LearnedKind:
     """Of a model, from its config.json. Raises UserError for a policy, a critic, or any other."""
-    said = settings.get(OURS)
-    architecture = next(iter(settings.get("architectures") or ()), "a model without an architecture in its config.json")
-    kind = said.get("kind") if isinstance(said, dict) else None
-    kind = kind or next((kind for end, kind in SUFFIXES.items() if architecture.endswith(end)), None)
-    if kind == "outcome" or kind == "process":
-        return kind
+    kind, architecture = kind_in(settings)
+    for known in RECIPES:
+        if known == kind:
+            return known
     raise UserError(
         f"{key}.model={path} is {f'a {kind}, ' if kind else ''}{architecture}, which does not say how good a text is; "
         f"give a model trained with recipe: {' or '.join(RECIPES.values())}, or one saved with "

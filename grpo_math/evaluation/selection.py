@@ -14,15 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from grpo_math.best_of import Floats, auc, auc_interval, best_of_k, majority_of_k
+from grpo_math.best_of import Floats, auc, auc_interval, best_of_k, majority_of_k, sigmoid
 from grpo_math.config_learned import LearnedKind
 from grpo_math.evaluation.summary import Judged, estimates
-
-
-def sigmoid(scores: Floats) -> Floats:
-    """1 / (1 + e^-x), without overflow."""
-    return 0.5 + 0.5 * np.tanh(scores / 2)
-
 
 # What a vote weighs, of the score. A process model's is a probability already. An outcome model's is a logit, of any
 # sign, and a sum of those would have an answer lose by being found again: sigma(r) is the probability of being right

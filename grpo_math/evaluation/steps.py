@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,14 @@ from grpo_math.evaluation.show_steps import step_table
 from grpo_math.evaluation.step_figures import ScoredSteps, step_figures
 from grpo_math.evaluation.write import write_lines
 from grpo_math.examples.raw import Text
-from grpo_math.learned.reading import InSteps
-from grpo_math.learned.score import RewardModel, sigmoid
+from grpo_math.learned.reading import InSteps, Steps
+from grpo_math.learned.score import RewardModel
 from grpo_math.log import write_whole
 from grpo_math.preflight import check_writable
 from grpo_math.steps.example import StepExample
 from grpo_math.steps.formats import Reading
 from grpo_math.steps.read import read_steps
 from grpo_math.types import UserError
-from grpo_math.value_input import Read
 
 KEY = "process-model"  # what errors of learned/ call MODEL; arguments.FLAGS puts that in its place
 RESULTS, SCORES = "step_results.json", "step_scores.jsonl"
@@ -98,41 +97,24 @@ def score_solutions(spec: RewardSpec, examples: Sequence[StepExample]) -> list[S
 def score_block(model: RewardModel, examples: Sequence[StepExample]) -> list[Solution]:
     reader = model.read
     assert isinstance(reader, InSteps), "the model is of kind process"
-    reads = [read_or_why_not(reader, example, model.model.context) for example in examples]
-    values = iter(model.model.values([read for read in reads if isinstance(read, Read)]))
+    reads = [model.read_or_why_not(partial(steps_of, reader, example)) for example in examples]
+    values = iter(model.model.values([steps.read for steps in reads if isinstance(steps, Steps)]))
     return [
-        Solution(example, None, read) if isinstance(read, str) else Solution(example, probabilities(next(values)))
-        for example, read in zip(examples, reads, strict=True)
+        Solution(example, None, steps)
+        if isinstance(steps, str)
+        else Solution(example, tuple(model.probabilities(next(values))))
+        for example, steps in zip(examples, reads, strict=True)
     ]
 
 
-def probabilities(logits: Sequence[float]) -> tuple[float, ...]:
-    if bad := [value for value in logits if not math.isfinite(value)]:
-        raise UserError(f"MODEL gives a score of {bad[0]}: its weights are broken, or --dtype is too coarse for them")
-    return tuple(map(sigmoid, logits))
-
-
-def read_or_why_not(reader: InSteps, example: StepExample, context: int) -> Read | str:
-    try:
-        read = read_steps_of(reader, example)
-    except UserError as error:
-        return str(error)
-    if read.tokens > context:
-        return f"{read.tokens:,} tokens are more than the {context:,} that the model reads"
-    return read
-
-
-def read_steps_of(reader: InSteps, example: StepExample) -> Read:
+def steps_of(reader: InSteps, example: StepExample) -> Steps:
     """As in training, in the steps of the file. A plain problem becomes a conversation where the model reads those."""
-    tokenizer = reader.texts.tokenizer
-    ids = tokenizer(example.text, add_special_tokens=False)["input_ids"]
-    if tokenizer.decode(ids, skip_special_tokens=True) != example.text:
-        raise UserError("the model's tokenizer makes another text of it, in which the steps end elsewhere")
+    reader.check(example.text)
     prompt: Text = example.prompt
     text: Text = [{"role": "assistant", "content": example.text}] if example.chat else example.text
     if isinstance(prompt, str) and reader.chat:
         prompt = [{"role": "user", "content": prompt.strip()}]
-    return reader.texts.steps(prompt, text, example.ends)
+    return Steps(reader.texts.steps(prompt, text, example.ends), example.ends)
 
 
 def manifest_of(spec: RewardSpec, files: Sequence[str], reading: Reading, threshold: float) -> dict[str, Any]:

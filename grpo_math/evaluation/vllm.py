@@ -18,7 +18,7 @@ from grpo_math import config
 from grpo_math.evaluation.hf import Dtype, prompt_of, rendered, sample_of
 from grpo_math.evaluation.sampler import Answered, Asked
 from grpo_math.forms import Form
-from grpo_math.loading import base_of_adapter
+from grpo_math.loading import base_of_adapter, end_ids
 from grpo_math.policy import load_policy
 from grpo_math.rollout.vllm_common import WHOLE_PROMPTS, completions, kv_cache_bytes, sampling_fields
 from grpo_math.rollout.vllm_local import ENVIRONMENT, check_head_size, free_memory, import_vllm
@@ -133,9 +133,7 @@ class VLLMSampler:
             named = _ends(path, settings)
         except (OSError, ValueError) as error:
             raise UserError(f"MODEL={model} could not be read: {error}") from error
-        several = named if isinstance(named, list) else [named]
-        ends = frozenset(i for i in [*several, tokenizer.eos_token_id] if i is not None)
-        return path, tokenizer, ends, settings
+        return path, tokenizer, end_ids(named, tokenizer), settings
 
     def _defaults(self, settings: Any, max_rows: int, on_cpu: bool) -> dict[str, Any]:
         """What options may say otherwise."""

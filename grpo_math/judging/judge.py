@@ -5,8 +5,8 @@ All that can be wrong with the arguments is found here, before a model is loaded
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -120,31 +120,22 @@ def _server(arguments: Arguments, path: str, desk: Desk) -> Iterator[Judge]:
     yield server
 
 
-@contextmanager
-def _vllm(arguments: Arguments, path: str, desk: Desk) -> Iterator[Judge]:
+def _vllm(arguments: Arguments, path: str, desk: Desk) -> AbstractContextManager[Judge]:
     from grpo_math.evaluation.vllm import VLLMSampler
     from grpo_math.judging.local import Local
 
-    judge = Local(VLLMSampler(path, arguments.max_rows, arguments.dtype, arguments.engine_options), path, desk)
-    try:
-        yield judge
-    finally:
-        judge.close()
+    return closing(Local(VLLMSampler(path, arguments.max_rows, arguments.dtype, arguments.engine_options), path, desk))
 
 
-@contextmanager
-def _hf(arguments: Arguments, path: str, desk: Desk) -> Iterator[Judge]:
+def _hf(arguments: Arguments, path: str, desk: Desk) -> AbstractContextManager[Judge]:
     from grpo_math.evaluation.hf import HFSampler
     from grpo_math.judging.local import Local
 
-    judge = Local(HFSampler(path, arguments.max_rows, arguments.dtype, arguments.device), path, desk)
-    try:
-        yield judge
-    finally:
-        judge.close()
+    return closing(Local(HFSampler(path, arguments.max_rows, arguments.dtype, arguments.device), path, desk))
 
 
-MAKERS = {"openai": _server, "vllm": _vllm, "hf": _hf}
+Maker = Callable[[Arguments, str, Desk], AbstractContextManager[Judge]]
+MAKERS: dict[str, Maker] = {"openai": _server, "vllm": _vllm, "hf": _hf}
 
 
 def _path(model: str) -> str:

@@ -60,10 +60,7 @@ def check_learned(reward: LearnedReward, key: str) -> None:
 def trained(settings: Mapping[str, Any], reward: LearnedReward, key: str) -> Trained:
     """What config.json tells of the training. Raises UserError where it is another kind of model: without a head its
     scores would be random numbers."""
-    said = settings.get(OURS)
-    ours: Mapping[str, Any] = said if isinstance(said, dict) else {}
-    architecture = next(iter(settings.get("architectures") or ()), "a model without an architecture in its config.json")
-    kind = ours.get("kind") or next((kind for end, kind in SUFFIXES.items() if architecture.endswith(end)), None)
+    ours, (kind, architecture) = ours_in(settings), kind_in(settings)
     where = f"{key}.model={reward.model}"
     if kind is None:
         raise UserError(
@@ -75,3 +72,16 @@ def trained(settings: Mapping[str, Any], reward: LearnedReward, key: str) -> Tra
         remedy = f"set {key}.kind={kind}" if kind in RECIPES else f"train one with recipe: {RECIPES[reward.kind]}"
         raise UserError(f"{where} is of kind {kind} ({architecture}), and {key}.kind={reward.kind}; {remedy}")
     return Trained(ours.get("input") == "text", ours.get("boundary"), ours.get("score_p99"))
+
+
+def kind_in(settings: Mapping[str, Any]) -> tuple[str | None, str]:
+    """(kind, architecture) of a config.json: outcome, process, or critic; None for a model without a head."""
+    architecture = next(iter(settings.get("architectures") or ()), "a model without an architecture in its config.json")
+    by_name = next((kind for end, kind in SUFFIXES.items() if architecture.endswith(end)), None)
+    return ours_in(settings).get("kind") or by_name, architecture
+
+
+def ours_in(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What our own training wrote into a config.json."""
+    said = settings.get(OURS)
+    return said if isinstance(said, dict) else {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -17,6 +18,7 @@ from grpo_math.learned.rewards import LearnedRewards
 from grpo_math.learned.score import RewardModel
 from grpo_math.learned.server import Served
 from grpo_math.learned.watch import Watch
+from grpo_math.loading import check_tokenizer, end_ids
 from grpo_math.types import UserError
 from grpo_math.value_model import head_of, load_value_model
 
@@ -77,25 +79,36 @@ def load_reward_model(
 
 def served(reward: LearnedReward, key: str, how: Trained) -> RewardModel:
     """Scores come from the server; the tokens from the tokenizer of reward.model, as here."""
-    tokenizer, settings = AutoTokenizer.from_pretrained(reward.model), AutoConfig.from_pretrained(reward.model)
-    named = getattr(settings.get_text_config(), "eos_token_id", None)
-    ends = frozenset(
-        i for i in [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id] if i is not None
-    )
+    where = f"{key}.model={reward.model}"
+    check_tokenizer(Path(reward.model).expanduser(), where)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(reward.model)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{where}: its tokenizer could not be loaded: {error}\nTexts for {key}.url are made into tokens here; save "
+            "the tokenizer beside its config.json with tokenizer.save_pretrained(folder)"
+        ) from error
+    settings = AutoConfig.from_pretrained(reward.model)
+    ends = end_ids(getattr(settings.get_text_config(), "eos_token_id", None), tokenizer)
     read = with_key(f"{key}.model", reward, lambda: reader(tokenizer, ends, reward, how))
     return RewardModel(reward, read, Served(reward, key), how, key)
 
 
 def said_by(reward: LearnedReward, key: str) -> Trained:
     """What its config.json says, before its weights are read."""
+    return trained(settings_of(reward.model, key), reward, key)
+
+
+def settings_of(path: str, key: str) -> dict[str, Any]:
+    """The config.json of a folder or Hub id; _commit_hash is of a Hub id. Raises UserError."""
     try:
-        settings = AutoConfig.from_pretrained(reward.model)
+        found = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{key}.model={reward.model} could not be loaded: {error}\nGive a folder made by save_pretrained, or a Hub "
-            "id that this machine can reach or has in its cache"
+            f"{key}.model={path} could not be loaded: {error}\nGive a folder made by save_pretrained, or a Hub id that "
+            "this machine can reach or has in its cache"
         ) from error
-    return trained(settings.to_dict(), reward, key)
+    return {**found.to_dict(), "_commit_hash": getattr(found, "_commit_hash", None)}
 
 
 def with_key(where: str, reward: LearnedReward, make: Callable[[], Reader]) -> Reader:

@@ -110,9 +110,13 @@ class InSteps:
         ends = self.split(asked.completion)
         if not ends:
             raise UserError("the completion is empty, and has no steps")
-        tokenizer = self.texts.tokenizer
-        ids = tokenizer(asked.completion, add_special_tokens=False)["input_ids"]
-        if tokenizer.decode(ids, skip_special_tokens=True) != asked.completion:
-            raise UserError("its tokenizer makes another text of the completion, in which the steps end elsewhere")
+        self.check(asked.completion)
         prompt: Text = [{"role": "user", "content": asked.question}] if self.chat else asked.prompt
         return Steps(self.texts.steps(prompt, asked.completion, ends, asked.finish_reason), ends)
+
+    def check(self, completion: str) -> None:
+        """Raises UserError for a text that is another one in the model's tokens."""
+        tokenizer = self.texts.tokenizer
+        ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+        if tokenizer.decode(ids, skip_special_tokens=True) != completion:
+            raise UserError("its tokenizer makes another text of the completion, in which the steps end elsewhere")

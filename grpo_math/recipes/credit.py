@@ -137,7 +137,12 @@ class ByStep(Stateless):
         advantages = [torch.zeros(length) for length in lengths]
         for name in names:
             parts = [score.parts[name] for score in group.scores]
-            steps = [self.steps(c, v) for c, v in zip(group.completions, parts, strict=True)]
+            # one that another verifier failed on is not trained, and is no sibling to be compared with
+            trained = [score.reward is not None for score in group.scores]
+            steps = [
+                self.steps(completion, part) if is_trained else None
+                for completion, part, is_trained in zip(group.completions, parts, trained, strict=True)
+            ]
             for total, more in zip(advantages, process_advantages(steps, lengths), strict=True):
                 total += more / len(names)
         return advantages

@@ -40,7 +40,8 @@ def by_critic(cfg: config.GRPO, parts: Parts) -> Credit:
 class ByCritic(Stateless):
     def __init__(self, cfg: config.GRPO, parts: Parts) -> None:
         self.cfg, self.settings = cfg, cfg.critic
-        model = value_model_of(cfg, cfg.critic.path or cfg.model.path, "critic", key="critic.path")
+        key = "model.path" if cfg.critic.path is None else "critic.path"
+        model = value_model_of(cfg, cfg.critic.path or cfg.model.path, "critic", key)
         check_tokenizer(model, parts, cfg)
         self.backend = critic_backend(cfg, model, parts)
 

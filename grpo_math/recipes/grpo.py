@@ -94,7 +94,8 @@ class GRPO:
         groups, learned = self.models.score(groups, watch)
         metrics |= learned
         if not any(score.reward is not None for group in groups for score in group.scores):
-            metrics |= watch.metrics(sampled.seconds)
+            self.move_reference_and_coefficient(metrics, step)
+            metrics |= self.models.look(groups, step, math.nan, watch) | watch.metrics(sampled.seconds)
             records = completion_records(step, groups, filtered, None, None, temperature=cfg.sampling.temperature)
             return StepResult(metrics, records, stream=sampled.stream)
 
@@ -127,7 +128,7 @@ class GRPO:
         records = completion_records(
             step, groups, filtered, rewards.in_all, advantages, temperature=cfg.sampling.temperature
         )
-        return StepResult(metrics, records, finished=self.models.stopped is not None, stream=sampled.stream)
+        return StepResult(metrics, records, stopped=self.models.stopped, stream=sampled.stream)
 
     def samples_in(self, step: int) -> bool:
         return True

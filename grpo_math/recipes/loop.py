@@ -82,10 +82,12 @@ class Loop:
                 stop.signal = self.parts.ranks.any(stop.signal)
                 last = result.finished or step == cfg.steps
                 due = cfg.checkpoint.every and step % cfg.checkpoint.every == 0
-                if last or stop.signal or result.worth_saving or due:
+                if last or stop.signal or result.stopped or result.worth_saving or due:
                     self.phase("checkpoint", lambda: self.save(last))  # noqa: B023 -- called at once
-                if last or stop.signal:
+                if last or stop.signal or result.stopped:
                     break
+        if result.stopped and not last:
+            print(f"{cfg.run_dir}: stopped after step {self.saved}: {result.stopped}")
         if stop.signal:
             self.parts.ranks.wait()  # a launcher ends the other ranks as soon as one has left
             print(f"{cfg.run_dir}: saved after step {self.saved}; the same command goes on from there")

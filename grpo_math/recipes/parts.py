@@ -35,13 +35,14 @@ MAX_TOO_LONG = 1000  # prompts in a row that do not fit: then none will
 
 @dataclass(frozen=True)
 class StepResult:
-    """finished: the recipe has reached what it was asked for before the last step. worth_saving: a checkpoint is due,
-    whatever checkpoint.every says. stream: where the problems stand
-    after this step, which a sampler that works ahead is beyond."""
+    """finished: the recipe has reached what it was asked for before the last step. stopped: why it must not go on now,
+    though the same command would. worth_saving: a checkpoint is due, whatever checkpoint.every says. stream: where the
+    problems stand after this step, which a sampler that works ahead is beyond."""
 
     metrics: Metrics
     completions: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
+    stopped: str | None = None
     worth_saving: bool = False
     stream: dict[str, Any] = field(default_factory=dict)
 

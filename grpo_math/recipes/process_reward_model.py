@@ -28,7 +28,7 @@ def process_reward_model(cfg: config.ProcessRewardModel, parts: Parts) -> Reward
     said = {"kind": "process", "input": "text", "boundary": cfg.boundary or boundary_of(parts.examples)}
     objective = StepLabelling(labels if cfg.loss.balance else None)
     # only tokens tell whether two steps end within one of them
-    return RewardTraining(cfg, parts, Task(objective, encode, encode, said))
+    return RewardTraining(cfg, parts, Task(objective, encode, encode, said, cfg.loss.every_token))
 
 
 def boundary_of(rows: Sequence[RawExample]) -> str | None:

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from grpo_math import config
 from grpo_math.backend.base import LossFn, Metrics
 from grpo_math.backend.make import make_backend
 from grpo_math.batch import Batch
+from grpo_math.learned.checks import OURS
 from grpo_math.learned.local import Local
 from grpo_math.learned.normalise import Running
 from grpo_math.learned.reading import Asked, Steps
@@ -51,7 +53,7 @@ class Retraining:
         self.cfg, self.settings, self.parts, self.learned = cfg, cfg.retraining, parts, learned
         (self.reward,) = (model for model in learned.models if model.reward.kind == "outcome")
         assert isinstance(self.reward.model, Local), "config refuses a server"
-        value = self.reward.model.model
+        self.value = value = self.reward.model.model
         value.model.requires_grad_(True)
         own = {"learning_rate": self.settings.learning_rate, "max_grad_norm": self.settings.max_grad_norm}
         # scored on every rank from the whole weights, which ZeRO-3 would split
@@ -79,13 +81,19 @@ class Retraining:
             return {}
         name = self.reward.reward.called
         # what it made of samples that it has not learnt from
-        seen = [(s.parts[name].reward, s.verdict.reason == "correct") for group in groups for s in group.scores]
-        known = [(score, right) for score, right in seen if score is not None]
+        known = [
+            (score, s.verdict.reason == "correct")
+            for group in groups
+            for s in group.scores
+            if s.verdict.reward is not None and (score := s.parts[name].reward) is not None
+        ]
         metrics = {"retraining/auc": auc(*(torch.tensor(column) for column in zip(*known, strict=True)))}
         losses = [self.update(step, number) for number in range(self.settings.updates)]
         self.put_away(step)
-        self.learned.seen[name] = Running()  # from here on scores are another model's
+        # from here on scores are another model's, also for whoever takes it from the checkpoint
+        self.learned.seen[name] = Running()
         self.learned.watch.begin_anew(name)
+        forget_scores(self.value.model)
         return metrics | {
             "retraining/loss": sum(r["loss/total"] for r in losses) / len(losses),
             "retraining/grad_norm": sum(r["optim/grad_norm"] for r in losses) / len(losses),
@@ -129,6 +137,13 @@ class Retraining:
 
     def close(self) -> None:
         self.backend.close()
+
+
+def forget_scores(model: PreTrainedModel) -> None:
+    """What its config.json says of the scores of its training data is no longer so."""
+    said = getattr(model.config, OURS, None)
+    if isinstance(said, dict):
+        setattr(model.config, OURS, {key: value for key, value in said.items() if not key.startswith("score")})
 
 
 def loss_of(labels: Tensor) -> LossFn:

@@ -67,6 +67,21 @@ ENCODE: dict[Kind, Callable[[ValueReader, RawExample], Judged]] = {
 }
 
 
+def every_token(example: Judged) -> Judged:
+    """A place after each token up to the last of its places, with the label of the step that the token is in; Cobbe et
+    al. 2021, arXiv:2110.14168, section 4.2: a verifier that judges at every token overfits less than one that judges
+    at the end. Of a single completion, whose place t is then its token t."""
+    (read,) = example.reads
+    places = tuple(range(read.places[-1] + 1))
+    ends = iter(zip(read.places, example.targets, strict=True))
+    targets, (end, target) = [], next(ends)
+    for place in places:
+        if place > end:
+            end, target = next(ends)
+        targets.append(target)
+    return replace(example, reads=(replace(read, places=places),), targets=tuple(targets))
+
+
 def rows_of(examples: Sequence[Judged], weights: Sequence[Sequence[float]], pad_id: int) -> Batch:
     """All completions, those of one example a unit. weights: of each place, in the order of its targets."""
     batch = batch_of([read for example in examples for read in example.reads], pad_id)

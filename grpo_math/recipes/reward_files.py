@@ -25,6 +25,40 @@ Rows = list[RawExample]
 
 def reward_examples(cfg: config.RewardCommon) -> tuple[Rows, Rows]:
     """(learnt from, held out). Raises UserError, with file:line."""
+    learnt, held_out = _split(cfg)
+    check_labels(cfg, learnt, held_out)
+    return learnt, held_out
+
+
+def check_labels(cfg: config.RewardCommon, learnt: Rows, held_out: Rows) -> None:
+    """Raises UserError where all labels to learn from are 1, or all 0: the model would learn to say that of everything,
+    and loss.balance has no other class to weigh. Comparisons have no labels."""
+    if isinstance(cfg, config.RewardModel) and cfg.loss.name != "binary":
+        return
+    labels = labels_of(learnt)
+    if set(labels) not in ({0.0}, {1.0}):
+        return
+    said, other = ("right", "wrong") if labels[0] else ("wrong", "right")
+    files = ", ".join(cfg.data.files)
+    if cfg.held_out.files is None and set(labels_of(held_out)) - set(labels):
+        raise UserError(
+            f"data.files={files}: held_out.share={cfg.held_out.chosen_share:g} takes all that is {other} away, and of "
+            f"{len(labels):,} labels {said} alone nothing is learnt, with loss.balance or without; hold out other "
+            "prompts (another seed), give held_out.files, or set held_out.every=0"
+        )
+    raise UserError(
+        f"data.files={files}: all {len(labels):,} labels are {said}, of which nothing is learnt, with loss.balance or "
+        f"without; add files in which some are {other}"
+    )
+
+
+def labels_of(rows: Rows) -> list[float]:
+    """Of completions, or of steps: those that there are."""
+    steps = [label for row in rows for _, label in row.steps if label is not None]
+    return steps or [c.reward for row in rows for c in row.completions if c.reward is not None]
+
+
+def _split(cfg: config.RewardCommon) -> tuple[Rows, Rows]:
     read = READERS[type(cfg)]
     rows, files = read(cfg, cfg.data), cfg.held_out.files
     if files is None:

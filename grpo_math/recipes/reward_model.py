@@ -20,7 +20,8 @@ def reward_model(cfg: config.RewardModel, parts: Parts) -> RewardTraining:
     reader = ValueReader(parts.policy.tokenizer, parts.policy.eos_ids)
     encode = partial(ENCODE[kind_of(cfg)], reader)
     said = {"kind": "outcome", "input": "text", "boundary": None}
-    return RewardTraining(cfg, parts, Task(objective_of(cfg, parts), encode, reader.encoder.check, said))
+    task = Task(objective_of(cfg, parts), encode, reader.encoder.check, said, cfg.loss.every_token)
+    return RewardTraining(cfg, parts, task)
 
 
 def objective_of(cfg: config.RewardModel, parts: Parts) -> Objective:

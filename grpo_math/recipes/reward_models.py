@@ -54,9 +54,7 @@ class Watched(RewardModels):
 
     def look(self, groups: Sequence[Group], step: int, kl: float, watch: Stopwatch) -> Metrics:
         metrics = self.learned.watch.look(groups, kl)
-        if (why := self.learned.watch.stopped) is not None:
-            self.stopped = why
-            print(why)
+        self.stopped = self.learned.watch.stopped
         if self.retraining is not None:
             with watch("retraining"):
                 metrics |= self.retraining.learn(groups, step)

@@ -25,9 +25,10 @@ from grpo_math.examples.raw import RawExample
 from grpo_math.examples.stream import ExampleStream
 from grpo_math.recipes.from_files import room_of
 from grpo_math.recipes.parts import Parts, StepResult, Stopwatch
-from grpo_math.recipes.reward_examples import Encode, Judged, rows_of
+from grpo_math.recipes.reward_examples import Encode, Judged, every_token, rows_of
 from grpo_math.recipes.reward_objectives import Objective
 from grpo_math.types import UserError
+from grpo_math.value_model import SUFFIXES
 
 KEY = "grpo_math"  # in the saved config.json
 SCORED = 2000  # examples whose scores a saved model tells of
@@ -37,12 +38,13 @@ AT_ONCE = 128  # examples that are scored together, so that short rows are not p
 @dataclass(frozen=True)
 class Task:
     """What a recipe learns. encode: an example in tokens; check: raises what that would, without making tokens where it
-    can; said: what the saved model says of itself."""
+    can; said: what the saved model says of itself. every_token: its labels are learnt at every token."""
 
     objective: Objective
     encode: Encode
     check: Any
     said: dict[str, Any]
+    every_token: bool = False
 
 
 class RewardTraining:
@@ -51,6 +53,7 @@ class RewardTraining:
     def __init__(self, cfg: config.RewardCommon, parts: Parts, task: Task) -> None:
         self.cfg, self.parts, self.task = cfg, parts, task
         self.between_updates = True
+        tell_of_a_lost_head(cfg, parts.policy)
         self.room = room_of(cfg, parts)
         self.stream: ExampleStream[Judged] = ExampleStream(
             parts.examples, task.encode, cfg.seed, self.room, check=task.check
@@ -69,12 +72,13 @@ class RewardTraining:
         self.between_updates = False
         with watch("update"):
             examples = self.stream.take(cfg.prompts_per_step)
-            batch = self.batch(examples)
+            taught = [every_token(example) for example in examples] if self.task.every_token else examples
+            batch = self.batch(taught)
             seen: dict[int, list[float]] = {}
-            metrics = self.parts.backend.step(batch, self.loss(examples, seen))
+            metrics = self.parts.backend.step(batch, self.loss(taught, seen))
             # every rank has seen the scores of its rows
             known = dict(self.parts.ranks.gather(list(seen.items())))
-            scores = torch.tensor([score for i in range(len(examples)) for score in known[i]])
+            scores = torch.tensor([s for i, example in enumerate(examples) for s in self.told(known[i], example)])
             metrics |= prefixed("score", self.task.objective.metrics(examples, scores))
         tokens = sum(len(read.example.completion.token_ids) for example in examples for read in example.reads)
         metrics |= {"data/epoch": float(self.stream.epoch), "completion/length": tokens / len(batch)}
@@ -101,6 +105,10 @@ class RewardTraining:
             return self.task.objective.loss(some, scores, weights), {}
 
         return loss
+
+    def told(self, scores: Sequence[float], example: Judged) -> Sequence[float]:
+        """Those at the example's own places, which are what the model is asked for."""
+        return [scores[place] for place in example.reads[0].places] if self.task.every_token else scores
 
     def batch(self, examples: Sequence[Judged]) -> Batch:
         return rows_of(examples, self.task.objective.weights(examples), self.parts.policy.pad_id)
@@ -140,6 +148,19 @@ class RewardTraining:
 
     def close(self) -> None:
         pass
+
+
+def tell_of_a_lost_head(cfg: config.Common, policy: Any) -> None:
+    """policy: the ValueModel as it was loaded. Where it says that it has a head, and its files have none, it begins at
+    0 like a new one, which whoever wanted to train a reward model on ought to know."""
+    named = (policy.model.config.architectures or [""])[0]
+    # ZeRO 3 has split the weights over the ranks, and keeps this one's part aside
+    parts = [getattr(weight, "ds_tensor", weight) for weight in policy.head.parameters()]
+    if named.endswith(SUFFIXES[policy.kind]) and not any(bool(part.any()) for part in parts):
+        print(
+            f"model.path={cfg.model.path} is {named}, and its files have no head, or one of zeros: every score begins "
+            "at 0, as on a plain language model"
+        )
 
 
 def score_summary(scores: Tensor) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ FREE_TO_CHANGE = (
     "rollout.vllm.",
     "rollout.server.",
 )
+# where a reward model scores, and how many texts at once
+SCORED_WHERE = re.compile(r"rewards\.\d+\.(url|device|offload|micro_batch_tokens)")
 
 
 def free_keys(cfg: config.Common) -> tuple[str, ...]:
@@ -57,7 +60,8 @@ def key_of_length(cfg: config.Common) -> str | None:
 
 def identity(tree: Any, free: tuple[str, ...]) -> dict[str, Any]:
     """The settings that must stay, by dotted key."""
-    return {key: value for key, value in flat(tree).items() if not key.startswith(free)}
+    settings = flat(tree).items()
+    return {key: value for key, value in settings if not key.startswith(free) and not SCORED_WHERE.fullmatch(key)}
 
 
 def fingerprint(cfg: config.Common) -> int:

@@ -21,7 +21,7 @@ from grpo_math.steps.split import boundary
 from grpo_math.steps.values import Solution, Value, Values, estimate, prefixes_of
 from grpo_math.types import Completion, Group, Prompt, Sampling, Verdict
 
-WIDTHS = 4  # prefixes are continued in so many calls at most, by how much room they leave
+WIDTHS = 4  # prefixes that are continued together differ by at most such a part of max_tokens
 
 
 class ByVine(Stateless):
@@ -75,14 +75,16 @@ class ByVine(Stateless):
         self, prefixes: list[Prompt], n: int, seed: int, starts: dict[str, int], watch: Stopwatch
     ) -> list[list[Verdict]]:
         """Verdicts on n continuations of each prefix. starts: tokens of each problem's own prompt."""
-        room = self.cfg.sampling.max_tokens
-        used = [len(prefix.token_ids) - starts[prefix.problem.id] for prefix in prefixes]
+        room, context = self.cfg.sampling.max_tokens, self.parts.context
+        lengths = [len(prefix.token_ids) for prefix in prefixes]
+        used = [length - starts[prefix.problem.id] for length, prefix in zip(lengths, prefixes, strict=True)]
+        # as many at a time as a step samples: so much is done well within phase_timeout_s
+        at_once = max(1, self.cfg.prompts_per_step * self.cfg.group_size // n)
         verdicts: list[list[Verdict]] = [[] for _ in prefixes]
-        for places in by_room(used, room):
-            longest = max(len(prefixes[i].token_ids) for i in places)
-            most = min(room - min(used[i] for i in places), self.parts.context - longest)
+        for number, places in enumerate(by_room(lengths, used, room, context, at_once)):
+            most = room - min(used[i] for i in places)
             with watch("generate"):
-                sampling = Sampling(n, max(most, 1), self.cfg.sampling.temperature, seed=seed)
+                sampling = Sampling(n, most, self.cfg.sampling.temperature, seed=step_seed(seed, number))
                 rows = self.parts.engine.generate([prefixes[i] for i in places], sampling)
             whole = [
                 [self.joined(prefixes[i], starts[prefixes[i].problem.id], c, room) for c in row]
@@ -117,10 +119,20 @@ def distinct(ends: Sequence[int]) -> list[int]:
     return sorted(set(ends))
 
 
-def by_room(used: Sequence[int], room: int) -> list[list[int]]:
-    """Places of prefixes that have used up about as many of their `room` tokens, at most WIDTHS lists: those that are
-    sampled together may all go on for as long as the one that has most room."""
-    lists: dict[int, list[int]] = {}
-    for place, tokens in enumerate(used):
-        lists.setdefault(min(WIDTHS * tokens // max(room, 1), WIDTHS - 1), []).append(place)
-    return [lists[key] for key in sorted(lists)]
+def by_room(lengths: Sequence[int], used: Sequence[int], room: int, context: int, at_once: int) -> list[list[int]]:
+    """Places of prefixes that are sampled together: at most `at_once`, that have used up about as many of their `room`
+    tokens, and such that all may go on for as long as the one that has most room, within the context.
+
+    lengths: tokens of each prefix with its prompt, used: without it. One prefix alone always has its room, since its
+    prompt was taken for leaving `room` tokens of the context."""
+    lists: list[list[int]] = []
+    for place in sorted(range(len(used)), key=lambda i: (used[i], lengths[i])):
+        if lists:
+            last = lists[-1]
+            most, longest = room - used[last[0]], max(lengths[place], *(lengths[i] for i in last))
+            alike = used[place] - used[last[0]] <= room // WIDTHS
+            if alike and len(last) < at_once and longest + most <= context:
+                last.append(place)
+                continue
+        lists.append([place])
+    return lists
