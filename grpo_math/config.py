@@ -144,8 +144,8 @@ class GRPO(Common):
                 )
         if every >= self.steps:
             raise ValueError(
-                f"retraining.every={every} of steps={self.steps}: it would learn for no step; "
-                f"try retraining.every={max(self.steps // 4, 1)}"
+                f"retraining.every={every} of steps={self.steps}: no step would come after it has learnt; set steps "
+                f"above {every}, or retraining.every below {self.steps}"
             )
         if self.model.lora.rank and self.kl.coefficient:
             raise ValueError(

@@ -392,11 +392,13 @@ def test_every_preset_takes_a_step(setting, name, tmp_path):
     if name == "grpo_iterative":
         save_reward_model(tmp_path / "model", "outcome", tmp_path / "judge", seed=0)
         values["rewards"] = [{"verifier": str(tmp_path / "verifier.py")}, {"model": str(tmp_path / "judge")}]
+        values |= {"steps": 2, "retraining": {"every": 1, "updates": 1}, "kl": {"refresh_every": 1}}
     path.write_text(yaml.safe_dump(values | {"algorithm": name}))
     cfg = load_config(path)
     run(cfg)
-    (row,) = lines(cfg, "metrics.jsonl")
-    assert row["reward/mean"] is not None
+    rows = lines(cfg, "metrics.jsonl")
+    assert len(rows) == cfg.steps
+    assert all(row["reward/mean"] is not None for row in rows)
 
 
 def test_a_step_without_any_trained_token_is_no_end(setting):
