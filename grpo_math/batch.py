@@ -100,21 +100,16 @@ class Batch:
     def once(self, score: Callable[[Batch], Tensor]) -> Tensor:
         """score of the batch, (B, T), computed once for rows that say the same: they then have the very same numbers,
         which in other company could differ by rounding."""
-        places: dict[bytes, int] = {}
-        parts = [t.numpy() for t in (self.token_ids, self.loss_mask)]
-        place = [places.setdefault(b"".join(p[i].tobytes() for p in parts), len(places)) for i in range(len(self))]
-        return score(self.rows([place.index(i) for i in range(len(places))]))[place]
+        first, place = _distinct(self.token_ids, self.loss_mask)
+        return score(self.rows(first))[place]
 
     def merge_copies(self) -> Batch:
         """One row for siblings that say the same and have the same advantage, with the sum of their weights.
 
         Loss and gradient are linear in the weights, so this changes them by nothing but rounding. A model that is sure
         of itself, as a small one soon is, repeats itself in most of a group."""
-        parts = [t.numpy() for t in (self.token_ids, self.loss_mask, self.advantages, self.sampler_logprobs)]
-        places: dict[bytes, int] = {}
-        place = [places.setdefault(b"".join(p[i].tobytes() for p in parts), len(places)) for i in range(len(self))]
+        first, place = _distinct(self.token_ids, self.loss_mask, self.advantages, self.sampler_logprobs)
         where = torch.tensor(place, dtype=torch.long)
-        first = [place.index(i) for i in range(len(places))]
         weights = torch.zeros(len(first), self.weights.shape[1]).index_add_(0, where, self.weights)
         merged = replace(self, copies=None).rows(first)
         return replace(merged, weights=weights[:, : merged.weights.shape[1]], copies=where.bincount().float())
@@ -124,6 +119,20 @@ class Batch:
             return None if value is None else f(value)
 
         return Batch(**{item.name: on(getattr(self, item.name)) for item in fields(self)})
+
+
+def _distinct(*tables: Tensor) -> tuple[list[int], list[int]]:
+    """The rows that are the first of their kind, and for each row which of these it equals, in every table."""
+    parts = [table.numpy() for table in tables]
+    kinds: dict[bytes, int] = {}
+    first: list[int] = []
+    place: list[int] = []
+    for row in range(len(parts[0])):
+        kind = kinds.setdefault(b"".join(part[row].tobytes() for part in parts), len(first))
+        if kind == len(first):
+            first.append(row)
+        place.append(kind)
+    return first, place
 
 
 def _size(lengths: Sequence[int], packing: bool) -> int:

@@ -48,6 +48,12 @@ def value_model_of(cfg: config.Common, path: str | None, kind: ValueKind, key: s
     return load_value_model(spec, kind, device, dtype, zero, chosen.offload_parameters, key)
 
 
+def with_optimizer_of(cfg: config.GRPO, own: config.Critic | config.Retraining) -> config.GRPO:
+    """The same run, for a model that learns beside the policy at a rate of its own."""
+    rates = {"learning_rate": own.learning_rate, "max_grad_norm": own.max_grad_norm}
+    return cfg.model_copy(update={"optimizer": cfg.optimizer.model_copy(update=rates)})
+
+
 def weights_dtype(cfg: config.Common) -> torch.dtype:
     """float32 where the optimizer works on the weights themselves; bfloat16 where it has a float32 copy of its own, or
     where the weights are frozen below an adapter."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from grpo_math import config
 from grpo_math.backend.base import LossFn, Metrics, TrainBackend
-from grpo_math.backend.make import make_backend, value_model_of
+from grpo_math.backend.make import make_backend, value_model_of, with_optimizer_of
 from grpo_math.batch import Batch
 from grpo_math.losses import token_mean
 from grpo_math.recipes.credit import Credit, Rewards, Stateless
@@ -172,9 +172,9 @@ def figures(batch: Batch) -> Metrics:
 
 def critic_backend(cfg: config.GRPO, model: ValueModel, parts: Parts) -> TrainBackend:
     """A back end like the policy's, with the critic's optimizer."""
-    own = {"learning_rate": cfg.critic.learning_rate, "max_grad_norm": cfg.critic.max_grad_norm}
-    settings = cfg.model_copy(update={"optimizer": cfg.optimizer.model_copy(update=own)})
-    return make_backend(settings, model, cfg.steps * cfg.updates_per_step * cfg.passes, parts.ranks)
+    return make_backend(
+        with_optimizer_of(cfg, cfg.critic), model, cfg.steps * cfg.updates_per_step * cfg.passes, parts.ranks
+    )
 
 
 def check_tokenizer(model: ValueModel, parts: Parts, cfg: config.GRPO) -> None:

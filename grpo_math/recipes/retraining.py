@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from grpo_math import config
 from grpo_math.backend.base import LossFn, Metrics
-from grpo_math.backend.make import make_backend
+from grpo_math.backend.make import make_backend, with_optimizer_of
 from grpo_math.batch import Batch
 from grpo_math.learned.checks import OURS
 from grpo_math.learned.local import Local
@@ -55,13 +55,12 @@ class Retraining:
         assert isinstance(self.reward.model, Local), "config refuses a server"
         self.value = value = self.reward.model.model
         value.model.requires_grad_(True)
-        own = {"learning_rate": self.settings.learning_rate, "max_grad_norm": self.settings.max_grad_norm}
         # scored on every rank from the whole weights, which ZeRO-3 would split
         zero = min(cfg.backend.deepspeed.zero, 2)
         backend = cfg.backend.model_copy(
             update={"deepspeed": cfg.backend.deepspeed.model_copy(update={"zero": zero, "offload_parameters": False})}
         )
-        settings = cfg.model_copy(update={"optimizer": cfg.optimizer.model_copy(update=own), "backend": backend})
+        settings = with_optimizer_of(cfg, self.settings).model_copy(update={"backend": backend})
         updates = cfg.steps // self.settings.every * self.settings.updates
         self.backend = make_backend(settings, value, max(updates, 1), parts.ranks)
         self.pad_id = value.pad_id
