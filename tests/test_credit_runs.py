@@ -16,10 +16,11 @@ from transformers import AutoModelForTokenClassification
 
 from grpo_math import config
 from grpo_math.backend.make import value_model_of
+from grpo_math.backend.torch import TorchBackend
 from grpo_math.batch import Batch
 from grpo_math.config_file import dump_config
 from grpo_math.recipes import retraining
-from grpo_math.recipes.critic import ByCritic
+from grpo_math.recipes.critic import ByCritic, BySharedCritic
 from grpo_math.recipes.run import RECIPES, run
 from grpo_math.types import UserError
 from tests.credit import RUNS, configured, make_setting
@@ -197,6 +198,27 @@ def test_advantages_are_those_of_the_critic_s_values(
                 logits = plain(batch.token_ids).logits[..., 0]
             mask = batch.loss_mask[:, 1:]
             assert torch.allclose(logits[:, :-1][mask], batch.old_values[:, 1:][mask], atol=1e-5)
+
+
+def test_a_shared_critic_s_values_come_of_the_pass_that_gives_the_log_probabilities(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step reads its rows once, after the few by which sampler and trainer are compared."""
+    asked: list[int] = []
+    known: list[Batch] = []
+    logprobs, learn = TorchBackend.logprobs, BySharedCritic.learn
+    monkeypatch.setattr(TorchBackend, "logprobs", lambda self, b: (asked.append(len(b.weights)), logprobs(self, b))[1])
+    monkeypatch.setattr(BySharedCritic, "learn", lambda self, b, n: (known.append(b), learn(self, b, n))[1])
+    run(configured(folder, "ppo_shared", tmp_path / "run"))
+    assert len(asked) == 2 * len(known) == 6
+    for rows, batch in zip(asked[1::2], known, strict=True):
+        assert rows == len(torch.cat([batch.token_ids, batch.loss_mask.long()], 1).unique(dim=0))
+        assert batch.old_logprobs is not None
+        assert batch.old_values is not None
+        gap = (batch.old_logprobs - batch.sampler_logprobs)[batch.loss_mask].abs().max()
+        assert float(gap) < 1e-4
+    assert known[-1].old_values is not None
+    assert float(known[-1].old_values.abs().max()) > 1e-4
 
 
 def test_an_adapted_policy_s_critic_learns_whole_in_float32(folder: Path, tmp_path: Path) -> None:

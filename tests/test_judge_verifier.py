@@ -124,8 +124,9 @@ def test_transformers_tell_the_models_own_probabilities(folder: Path, tmp_path: 
     import torch
 
     from grpo_math.evaluation.hf import HFSampler
-    from grpo_math.judging import local
-    from grpo_math.judging.local import Local, rendered, top_tokens
+    from grpo_math.judging import answers
+    from grpo_math.judging.answers import rendered, top_tokens
+    from grpo_math.judging.local import Local
 
     sampler = HFSampler(str(folder), 3, "float32", "cpu")
     questions = [Question(({"role": "user", "content": "a" * n},), top=5, begins="1" * (n % 2)) for n in (1, 9, 40)]
@@ -138,12 +139,12 @@ def test_transformers_tell_the_models_own_probabilities(folder: Path, tmp_path: 
         values, best = alone.topk(5)
         assert [p for _, p in top] == pytest.approx(values.tolist(), abs=1e-5)
         assert [t for t, _ in top] == [sampler.policy.tokenizer.decode([i]) for i in best.tolist()]
-    local.TOKENS_AT_ONCE, whole = 1, local.TOKENS_AT_ONCE
+    answers.TOKENS_AT_ONCE, whole = 1, answers.TOKENS_AT_ONCE
     try:
         for one, other in zip(top_tokens(sampler, prompts, 5), found, strict=True):
             assert [p for _, p in one] == pytest.approx([p for _, p in other], abs=1e-5)
     finally:
-        local.TOKENS_AT_ONCE = whole
+        answers.TOKENS_AT_ONCE = whole
 
     short = Local(sampler, str(folder), Desk(tmp_path / "cache", Caps(requests=8)))
     any_mass = Reading(min_mass=0.0)
@@ -155,10 +156,10 @@ def test_transformers_tell_the_models_own_probabilities(folder: Path, tmp_path: 
     assert sorted(complete) == list(range(9))
     assert judged.items() <= complete.items()
     assert again.desk.kept >= 8
-    again.tokenizer.chat_template = "{{ raise_exception('no system here') }}"
+    again.answerer.tokenizer.chat_template = "{{ raise_exception('no system here') }}"
     with pytest.raises(UserError, match=r"chat template does not take .*no system here.*leave it out of the template"):
         collect(again, [one_question(Question(({"role": "system", "content": "s"},), top=5))])
-    again.tokenizer.chat_template = None
+    again.answerer.tokenizer.chat_template = None
     long = Question(({"role": "user", "content": "a" * 3000},), top=5)
     [[(_, outcome)]] = again.hold([one_question(long)])
     assert "do not fit into the model's context of 2048" in str(outcome.failed)

@@ -15,16 +15,18 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from grpo_math import config
 from grpo_math.cli import app
 from grpo_math.evaluation.hf import HFSampler
 from grpo_math.judging import verdict
+from grpo_math.judging.answers import top_tokens
 from grpo_math.judging.desk import Desk
 from grpo_math.judging.judge import Judge
 from grpo_math.judging.ledger import Caps
-from grpo_math.judging.local import Local, top_tokens
+from grpo_math.judging.local import Local
 from grpo_math.judging.question import Question, Reply, Talk
 from grpo_math.judging.server import Address, Server
 from grpo_math.judging.template import load_template
@@ -36,7 +38,7 @@ from grpo_math.serving.process import ServerProcess
 from grpo_math.small_model import small_model
 from grpo_math.types import Problem, UserError
 from grpo_math.verify import completion_of
-from tests.judges import collect, lines, write_samples
+from tests.judges import collect, lines, save_judge_of_numbers, write_samples
 from tests.test_openai_sampler import ascii_tokenizer
 from tests.test_vllm_server import SHAPE, free_ports, needs_vllm, wait_for
 
@@ -126,8 +128,8 @@ def test_server_vllm_and_transformers_give_the_same_scores(vllm: str, folder: Pa
     # and without a chat template, where the API has another form
     bare = Server(Address(f"{vllm}/v1", "tiny", chat=False), Desk(tmp_path / "bare", Caps()))
     top = dict(collect(bare, [one(begun)])[0].top)
-    tokenizer = plain.tokenizer
-    [own] = top_tokens(plain.sampler, [plain_ids("Why?\n\n1", tokenizer)], ALL)
+    tokenizer = plain.answerer.tokenizer
+    [own] = top_tokens(plain.answerer.sampler, [plain_ids("Why?\n\n1", tokenizer)], ALL)
     assert top["0"] == pytest.approx(dict(own)["0"], abs=1e-3)
 
 
@@ -172,6 +174,26 @@ def test_label_and_revise_against_a_server(vllm: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, words)
     assert result.exit_code in (0, 2), result.output
     assert "revised" in result.output
+
+
+def test_the_verifier_runs_vllm_for_its_workers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the scores that transformers gives; its process is gone with the workers."""
+    monkeypatch.setattr(verdict, "TOP", 20)  # what the workers ask for
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    numbers = tmp_path / "numbers"
+    save_judge_of_numbers(AutoModelForCausalLM.from_pretrained(folder), ascii_tokenizer(), numbers)
+    problems = [(Problem(f"p{i}", "t", "Why?", ""), completion_of(f"Because {i}.")) for i in range(5)]
+    plain = Local(HFSampler(str(numbers), 8, "float32", "cpu"), str(numbers), Desk(tmp_path / "hf", Caps()))
+    expected = [s.value for _, s in sorted(collect(plain, scores(Reading(min_mass=0.0))).items())]
+    options = {
+        "engine": "vllm", "model": str(numbers), "cache": str(tmp_path / "cache"), "min_mass": 0.0, "max_rows": 8,
+        "engine_options": {"kv_cache_memory_bytes": 1 << 26},
+    }  # fmt: skip
+    with Scorer([config.Reward(verifier="judge", options=options)], config.Scoring(workers=2)) as scorer:
+        scored = scorer.score(problems)
+    assert len(set(expected)) == 5
+    assert [s.reward for s in scored] == pytest.approx([(value - 1) / 9 for value in expected if value], abs=1e-4)
 
 
 def test_the_verifier_asks_a_server(vllm: str, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class Cache:
             place = self._places.get(bytes.fromhex(key))
         if place is None:
             return None
-        return _reply(json.loads(os.pread(self._file, place[1], place[0])))
+        return reply_of(json.loads(os.pread(self._file, place[1], place[0])))
 
     def put(self, key: str, reply: Reply) -> None:
         """With the disk's word for it: replies are what took the time and the money."""
@@ -90,12 +90,12 @@ def _key(line: bytes) -> bytes | None:
     """None for a torn line."""
     try:
         row: Any = json.loads(line)
-        _reply(row)
+        reply_of(row)
         return bytes.fromhex(row["key"])
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _reply(row: dict[str, Any]) -> Reply:
+def reply_of(row: dict[str, Any]) -> Reply:
     top = tuple((str(token), float(logprob)) for token, logprob in row["top"])
     return Reply(str(row["text"]), top, int(row["tokens"]), bool(row["cut"]), None)

@@ -1,51 +1,33 @@
-"""A judge in this process: with vLLM, or with transformers and this package's own decoding. Many talks side by side.
+"""A judge in this process, asked about many things side by side.
 
 Left out: several machines; `vllm serve` and a URL do those.
 """
 
-# B questions, T tokens of the longest, V vocabulary, K likeliest tokens
-
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from itertools import groupby, islice
-from pathlib import Path
+from collections.abc import Generator, Iterable, Mapping
+from itertools import islice
 from typing import Any, TypeVar
 
-import torch
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
-
 from grpo_math.evaluation.hf import HFSampler
-from grpo_math.evaluation.sampler import Asked
 from grpo_math.evaluation.vllm import VLLMSampler
+from grpo_math.judging.answers import Answerer
 from grpo_math.judging.desk import Desk
 from grpo_math.judging.ledger import BudgetSpent
-from grpo_math.judging.question import Question, Reply, Talk, key, plain
-from grpo_math.prompts import one_bos, plain_ids
-from grpo_math.types import Problem, Sampling, UserError
+from grpo_math.judging.question import Question, Reply, Talk
 
 T = TypeVar("T")
-Ids = tuple[int, ...]
-Top = tuple[tuple[str, float], ...]
-
-TOKENS_AT_ONCE = 1 << 14  # of a forward pass of transformers
 
 
 class Local:
     """sampler: of texts. model: the folder or Hub id that it has loaded."""
 
     def __init__(self, sampler: HFSampler | VLLMSampler, model: str, desk: Desk) -> None:
-        self.sampler, self.desk = sampler, desk
-        self.tokenizer = sampler.tokenizer if isinstance(sampler, VLLMSampler) else sampler.policy.tokenizer
-        revision = sampler.identity()["revision"]
-        self.identity: dict[str, Any] = {
-            "model": model, "weights": revision or stamps(Path(model)), "dtype": sampler.dtype, "chat": self.chat,
-        }  # fmt: skip
+        self.answerer, self.desk = Answerer(sampler, model), desk
 
     @property
-    def chat(self) -> bool:
-        return bool(self.tokenizer.chat_template)
+    def identity(self) -> dict[str, Any]:
+        return self.answerer.identity
 
     def hold(self, talks: Iterable[Talk[T]]) -> Generator[list[tuple[int, T]], None, None]:
         """The outcomes by the talks' places, as they come. Raises BudgetSpent once all that it paid for is kept."""
@@ -54,7 +36,7 @@ class Local:
         spent: BudgetSpent | None = None
         while True:
             ended: list[tuple[int, T]] = []
-            for place, talk in islice(waiting, self.sampler.max_rows - len(live)):
+            for place, talk in islice(waiting, self.answerer.sampler.max_rows - len(live)):
                 _go_on(place, talk, None, live, ended)
             if live:
                 replies, error = self._replies({place: question for place, (_, question) in live.items()})
@@ -71,7 +53,7 @@ class Local:
             raise spent
 
     def close(self) -> None:
-        self.sampler.close()
+        self.answerer.close()
 
     def _replies(self, questions: Mapping[int, Question]) -> tuple[dict[int, Reply], BudgetSpent | None]:
         """Those that are there already or that there is budget for."""
@@ -88,49 +70,10 @@ class Local:
                 paid.append(place)
             except BudgetSpent as error:
                 spent = error
-
-        def kind(place: int) -> tuple[int, int, float, int]:
-            question = questions[place]
-            return question.top, question.max_tokens, question.temperature, question.seed
-
-        for _, some in groupby(sorted(paid, key=kind), kind):
-            block = list(some)
-            for place, reply in zip(block, self._answer([questions[p] for p in block]), strict=True):
-                self.desk.keep(self.identity, questions[place], reply)
-                found[place] = reply
+        for i, reply in self.answerer.answer([questions[place] for place in paid]):
+            self.desk.keep(self.identity, questions[paid[i]], reply)
+            found[paid[i]] = reply
         return found, spent
-
-    def _answer(self, questions: Sequence[Question]) -> list[Reply]:
-        """Questions of one kind."""
-        ids = [rendered(question, self.tokenizer) for question in questions]
-        room = self.sampler.context or 1 << 30
-        fits = [i for i, prompt in enumerate(ids) if len(prompt) + questions[i].max_tokens <= room]
-        found: dict[int, Reply] = {}
-        if fits and questions[0].top:
-            tops = top_tokens(self.sampler, [ids[i] for i in fits], questions[0].top)
-            found = {i: Reply(top=top, tokens=len(ids[i]) + 1) for i, top in zip(fits, tops, strict=True)}
-        elif fits:
-            found = self._texts({i: (ids[i], questions[i]) for i in fits})
-        return [found.get(i) or self._too_long(len(ids[i]), questions[i]) for i in range(len(questions))]
-
-    def _too_long(self, tokens: int, question: Question) -> Reply:
-        return Reply(
-            failed=f"its {tokens} tokens and an answer of {question.max_tokens} do not fit into the model's context of "
-            f"{self.sampler.context}"
-        )
-
-    def _texts(self, asked: Mapping[int, tuple[Ids, Question]]) -> dict[int, Reply]:
-        one = next(iter(asked.values()))[1]
-        sampling = Sampling(1, one.max_tokens, one.temperature, seed=one.seed)
-        problems = [
-            Asked("judge", i, Problem(key({}, question), "judge", "", ""), "", ids)
-            for i, (ids, question) in asked.items()
-        ]
-        return {
-            number: Reply(s.text, (), len(asked[number][0]) + (s.tokens or 0), s.finish_reason == "length", s.failed)
-            for block in self.sampler.sample(problems, sampling)
-            for number, [s] in block
-        }
 
 
 def _go_on(
@@ -144,68 +87,3 @@ def _go_on(
         live[place] = talk, next(talk) if reply is None else talk.send(reply)
     except StopIteration as end:
         ended.append((place, end.value))
-
-
-def stamps(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of the weights' files: with other weights in the same folder the replies are others."""
-    files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".bin"))
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-
-
-def rendered(question: Question, tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """The tokens that the model reads: by its chat template where it has one, and what the answer begins with."""
-    if not tokenizer.chat_template:
-        return plain_ids(plain(question.messages) + question.begins, tokenizer)
-    try:
-        text = tokenizer.apply_chat_template(list(question.messages), add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
-        raise UserError(
-            f"the judge's chat template does not take the conversation ({error}); some models know no `system` turn: "
-            "leave it out of the template"
-        ) from error
-    assert isinstance(text, str)
-    return one_bos(tuple(tokenizer(text + question.begins, add_special_tokens=False)["input_ids"]), tokenizer)
-
-
-def top_tokens(sampler: HFSampler | VLLMSampler, prompts: Sequence[Ids], count: int) -> list[Top]:
-    """(text, log-probability in nats at temperature 1) of the likeliest tokens after each prompt."""
-    return _vllm_top(sampler, prompts, count) if isinstance(sampler, VLLMSampler) else _hf_top(sampler, prompts, count)
-
-
-def _vllm_top(sampler: VLLMSampler, prompts: Sequence[Ids], count: int) -> list[Top]:
-    params = sampler.vllm.SamplingParams(max_tokens=1, temperature=1.0, logprobs=count, seed=0)
-    outputs = sampler.llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], params, use_tqdm=False)
-    first = [output.outputs[0].logprobs[0] for output in outputs]
-    # the sampled token is told too, whatever its rank
-    ranked = [sorted(each.items(), key=lambda pair: -pair[1].logprob)[:count] for each in first]
-    return [tuple((sampler.tokenizer.decode([i]), float(p.logprob)) for i, p in each) for each in ranked]
-
-
-@torch.inference_mode()
-def _hf_top(sampler: HFSampler, prompts: Sequence[Ids], count: int) -> list[Top]:
-    policy, tokenizer = sampler.policy, sampler.policy.tokenizer
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # equal lengths waste the least padding
-    found: dict[int, Top] = {}
-    while order:
-        rows = max(1, TOKENS_AT_ONCE // len(prompts[order[-1]]))
-        block, order = order[-rows:], order[:-rows]
-        longest = len(prompts[block[-1]])
-        token_ids = torch.full((len(block), longest), policy.pad_id)
-        visible = torch.zeros((len(block), longest), dtype=torch.long)
-        for row, i in enumerate(block):  # padded on the left: the last column is every prompt's last token
-            token_ids[row, longest - len(prompts[i]) :] = torch.tensor(prompts[i])
-            visible[row, longest - len(prompts[i]) :] = 1
-        token_ids, visible = token_ids.to(policy.device), visible.to(policy.device)
-        autocast = sampler.engine.autocast
-        with torch.autocast(policy.device.type, dtype=autocast, enabled=autocast is not None):
-            output = policy.model(
-                input_ids=token_ids,
-                attention_mask=visible,
-                position_ids=(visible.cumsum(-1) - 1).clamp(min=0),
-                use_cache=False,
-                logits_to_keep=1,
-            )
-        values, ids = output.logits[:, -1].float().log_softmax(-1).topk(min(count, output.logits.shape[-1]))
-        for i, row_values, row_ids in zip(block, values.tolist(), ids.tolist(), strict=True):
-            found[i] = tuple((tokenizer.decode([t]), p) for t, p in zip(row_ids, row_values, strict=True))
-    return [found[i] for i in range(len(prompts))]

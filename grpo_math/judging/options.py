@@ -12,24 +12,44 @@ from grpo_math.judging.verdict import Read
 from grpo_math.types import UserError
 
 Range = Literal["unit", "signed"]
-CHOICES: dict[str, tuple[str, ...]] = {"read": get_args(Read), "reward": get_args(Range)}
-# what a value may be, and how that is said; None is allowed where it is the default
-TEXTS = ("url", "model", "template", "rubric", "key_env", "cache")
+Engine = Literal["openai", "vllm", "hf"]
+Dtype = Literal["float32", "bfloat16"]
+CHOICES: dict[str, tuple[str, ...]] = {
+    "read": get_args(Read), "reward": get_args(Range), "engine": get_args(Engine), "dtype": get_args(Dtype),
+}  # fmt: skip
+# what a value may be (of whole numbers the least), and how that is said; None is allowed where it is the default
+TEXTS = ("url", "model", "template", "rubric", "key_env", "cache", "device")
 TRUTHS = ("reason", "chat")
-WHOLE = {"max_tokens": 1, "seed": 0, "retries": 0, "max_requests": 1, "max_total_tokens": 1}  # and their least
+WHOLE = {
+    "max_tokens": 1,
+    "seed": 0,
+    "retries": 0,
+    "max_requests": 1,
+    "max_total_tokens": 1,
+    "max_rows": 1,
+}
 NUMBERS = {
     "temperature": (0.0, math.inf), "min_mass": (0.0, 1.0), "correct_from": (0.0, 1.0),
     "request_s": (0.1, math.inf), "requests_per_minute": (1e-3, math.inf),
 }  # fmt: skip
 
 
+SERVERS, HERE = ("openai",), ("vllm", "hf")
+OF_ENGINES = dict.fromkeys(("url", "chat", "key_env", "retries", "requests_per_minute", "request_field"), SERVERS) | {
+    "dtype": HERE, "device": HERE, "max_rows": HERE, "engine_options": ("vllm",)
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Options:
-    """url: the API's root. model: None for the only one there. template, rubric: names or files. read, reason,
+    """engine: `openai` asks a server, `vllm` and `hf` run the model here. url: the server's API root. model: one that
+    the server has, None for its only one; or a folder or Hub id. template, rubric: names or files. read, reason,
     max_tokens, temperature, seed, min_mass: see verdict.Reading. reward: `unit` scales the score to 0..1, `signed` to
     -1..1 as d-RLAIF does. correct_from: the share of the scale from which a completion counts as correct. cache: the
-    folder of replies, budget and rate, which all workers share. request_field: further fields of each request."""
+    folder of replies, budget and rate, which all workers share. request_field: further fields of each request. dtype,
+    device, max_rows, engine_options: of a model that runs here, see host.Spec."""
 
+    engine: Engine = "openai"
     url: str = "http://localhost:8000/v1"
     model: str | None = None
     template: str = "score"
@@ -51,6 +71,10 @@ class Options:
     max_total_tokens: int | None = None
     cache: str = "runs/judge-cache"
     request_field: Mapping[str, Any] = field(default_factory=dict)
+    dtype: Dtype = "float32"
+    device: str = "auto"
+    max_rows: int = 64
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     def scaled(self, share: float) -> float:
         """The reward of a score that is `share` of the way from the lowest to the highest."""
@@ -67,7 +91,16 @@ def options_of(given: Mapping[str, Any]) -> Options:
             raise UserError(f"verifier judge has no option {name!r}; {mend}")
         if (wanted := _wanted(name, value)) is not None and not (value is None and known[name] is None):
             raise UserError(f"verifier judge: {name}={value!r}: give {wanted}")
-    return Options(**given)
+    chosen = Options(**given)
+    for name, engines in OF_ENGINES.items():
+        if chosen.engine not in engines and getattr(chosen, name) != getattr(Options(), name):
+            raise UserError(
+                f"verifier judge: {name}={given[name]!r} is for engine={' or '.join(engines)}, and it is "
+                f"{chosen.engine}; leave it out"
+            )
+    if chosen.engine != "openai" and chosen.model is None:
+        raise UserError(f"verifier judge: engine={chosen.engine} needs model, a folder or Hub id; set it")
+    return chosen
 
 
 def _wanted(name: str, value: Any) -> str | None:

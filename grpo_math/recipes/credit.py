@@ -13,7 +13,7 @@ CREDITS names them. Left out: the rewards themselves (rewards.py, learned/) and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -60,6 +60,9 @@ class Credit(Protocol):
     def look(self, groups: Sequence[Group], step: int, watch: Stopwatch) -> Metrics:
         """What must be seen while the engine still samples with the weights of this step's completions."""
 
+    def recall(self, batch: Batch, backend: TrainBackend) -> Batch:
+        """The batch with the log-probabilities before the step's first update, which its updates compare with."""
+
     def assign(self, groups: Sequence[Group], rewards: Rewards, batch: Batch) -> Batch:
         """The batch with an advantage for each token, and what `learn` needs besides."""
 
@@ -81,6 +84,9 @@ class Stateless:
 
     def look(self, groups: Sequence[Group], step: int, watch: Stopwatch) -> Metrics:
         return {}
+
+    def recall(self, batch: Batch, backend: TrainBackend) -> Batch:
+        return replace(batch, old_logprobs=batch.once(backend.logprobs))
 
     def learn(self, batch: Batch, step: int) -> Metrics:
         return {}

@@ -85,8 +85,16 @@ class BySharedCritic(Stateless):
     def actor(self, backend: TrainBackend) -> TrainBackend:
         return Actor(backend, self.settings)
 
+    def recall(self, batch: Batch, backend: TrainBackend) -> Batch:
+        """One pass gives both."""
+        logprobs, values = batch.once(self.network.logprobs).unbind(-1)
+        return replace(batch, old_logprobs=logprobs, old_values=values)
+
     def assign(self, groups: Sequence[Group], rewards: Rewards, batch: Batch) -> Batch:
-        return with_values(batch, rewards, batch.once(self.network.logprobs)[..., 1], self.settings)
+        values = batch.old_values
+        if values is None:  # no update compares log-probabilities
+            values = batch.once(self.network.logprobs)[..., 1]
+        return with_values(batch, rewards, values, self.settings)
 
     def learn(self, batch: Batch, step: int) -> Metrics:
         """It has, in the policy's updates."""

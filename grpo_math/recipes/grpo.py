@@ -140,9 +140,10 @@ class GRPO:
 
     def with_old_and_reference(self, batch: Batch) -> Batch:
         """The log-probabilities that the updates compare with, taken before the first of them."""
-        old = batch.once(self.backend.logprobs) if self.needs_old else None
+        if self.needs_old:
+            batch = self.credit.recall(batch, self.backend)
         ref = None if self.reference is None else batch.once(self.reference.logprobs)
-        return replace(batch, old_logprobs=old, ref_logprobs=ref)
+        return replace(batch, ref_logprobs=ref)
 
     def rewards_of(self, groups: Sequence[Group], batch: Batch) -> tuple[Rewards, Metrics]:
         """What training goes by: the scores, shaped by length and by the distance to the reference."""

@@ -1,0 +1,187 @@
+"""A judge on this machine that all scoring workers share: the first that needs it starts its process (host.py).
+
+Free of torch, for the verifier. The process ends with the worker that started it; the others then start another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from grpo_math.judging.cache import reply_of
+from grpo_math.judging.desk import Desk
+from grpo_math.judging.host import Spec
+from grpo_math.judging.question import Question, Reply, Talk
+from grpo_math.types import UserError
+
+T = TypeVar("T")
+
+LOAD_S = 900.0  # a model that is not there by then is not waited for
+
+
+class Hosted:
+    """Asks one question at a time. Raises UserError, from then on at every question, where the model does not load or
+    its process dies twice."""
+
+    def __init__(self, spec: Spec, desk: Desk) -> None:
+        self.spec, self.desk = spec, desk
+        self.identity: dict[str, Any] = {}
+        self._line: tuple[socket.socket, BinaryIO] | None = None
+        self._broken: UserError | None = None
+        self._process: subprocess.Popen[bytes] | None = None  # if it is this one that has started it
+
+    def outcome(self, talk: Talk[T]) -> T:
+        try:
+            question = next(talk)
+            while True:
+                question = talk.send(self.reply(question))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    def reply(self, question: Question) -> Reply:
+        if self._broken is not None:
+            raise self._broken
+        if self._line is None:
+            self._connect()
+        known = self.desk.known(self.identity, question)
+        if known is not None:
+            return known
+        self.desk.pay()
+        reply = self._ask(question)
+        self.desk.keep(self.identity, question, reply)
+        return reply
+
+    def close(self) -> None:
+        if self._line is not None:
+            for each in reversed(self._line):
+                each.close()
+        self._line = None
+
+    def _ask(self, question: Question) -> Reply:
+        for _ in range(2):  # whoever started the process may have left
+            if self._line is None:
+                self._connect()
+            answer = self._exchange(question)
+            if answer is None:
+                self.close()
+            elif "refused" in answer:
+                raise UserError(answer["refused"])
+            else:
+                return reply_of(answer["reply"])
+        self._broken = UserError(
+            f"the process of the judge {self.spec.model} has died twice over a question; what it wrote last is above. "
+            "Give it more memory (engine_options, max_rows, device), or serve the model and set url"
+        )
+        raise self._broken
+
+    def _exchange(self, question: Question) -> dict[str, Any] | None:
+        assert self._line is not None
+        client, reader = self._line
+        try:
+            client.sendall(json.dumps(asdict(question)).encode() + b"\n")
+            line = reader.readline()
+        except OSError:
+            return None
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    def _connect(self) -> None:
+        place = meeting_place(self.spec)
+        try:
+            with locked(place.with_suffix(".lock")):
+                hello = self._dial(place)
+                if not hello:
+                    self._process = start(place, self.spec)
+                    hello = self._dial(place)
+            if not hello:
+                raise UserError(f"the process of the judge {self.spec.model} died as soon as it was there")
+        except UserError as error:
+            self._broken = error
+            raise
+        self.identity = json.loads(hello)["identity"]
+
+    def _dial(self, place: Path) -> bytes:
+        """What the process says first; empty where there is none, or none any more."""
+        self._line, hello = dial(place), b""
+        with contextlib.suppress(ConnectionError):  # it died with the call in its queue
+            hello = self._line[1].readline() if self._line else b""
+        if not hello:
+            self.close()
+        return hello
+
+
+def meeting_place(spec: Spec) -> Path:
+    """One socket for each model and way of loading it, in a folder that is this user's alone."""
+    folder = Path(tempfile.gettempdir()) / f"grpo-math-judges-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.stat(follow_symlinks=False)
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise UserError(f"{folder} is not this user's alone; delete it, or set TMPDIR to another folder")
+    files = sorted([*Path(spec.model).glob("*.safetensors"), *Path(spec.model).glob("model/*.safetensors")])
+    weights = [(str(p), p.stat().st_mtime_ns) for p in files]
+    name = hashlib.sha256(json.dumps([asdict(spec), weights], sort_keys=True).encode()).hexdigest()[:16]
+    return folder / f"{name}.socket"
+
+
+def dial(place: Path) -> tuple[socket.socket, BinaryIO] | None:
+    client = socket.socket(socket.AF_UNIX)
+    try:
+        client.connect(str(place))
+    except (FileNotFoundError, ConnectionRefusedError):
+        client.close()
+        return None
+    return client, client.makefile("rb")
+
+
+def start(place: Path, spec: Spec) -> subprocess.Popen[bytes]:
+    """Have the model loaded by a process in this one's group. Raises UserError, which says why it was not."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "grpo_math.judging.host", str(place), json.dumps(asdict(spec))],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=environment(spec),
+    )
+    assert process.stdout is not None
+    with process.stdout as said:
+        line = said.readline()
+    if not line:
+        raise UserError(
+            f"the judge {spec.model} cannot be loaded: its process ended with code {process.wait()}, and what it wrote "
+            "last is above"
+        )
+    if failed := json.loads(line).get("failed"):
+        raise UserError(f"the judge {spec.model} cannot be loaded: {failed}")
+    return process
+
+
+def environment(spec: Spec) -> dict[str, str]:
+    """Without the launcher's variables, which are the trainer's; vLLM is shown the device that the judge is to have."""
+    env = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    if spec.engine == "vllm" and spec.device.startswith("cuda:"):
+        number = int(spec.device.removeprefix("cuda:"))
+        visible = [name for name in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        env["CUDA_VISIBLE_DEVICES"] = visible[number] if number < len(visible) else str(number)
+    return env
+
+
+LAUNCHER = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
