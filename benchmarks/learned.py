@@ -2,11 +2,13 @@
 
     python -m benchmarks.learned --base runs/quickstart/base          after `make train`
     python -m benchmarks.learned --base ... --only prm evaluate       some of the stages
+    python -m benchmarks.learned --base ... --only runs --arms ppo    some of the runs: another process may do others
 
     samples     the base model's own solutions, verified                        grpo-math sample
     labels      which step is right, from continuations and the verifier        grpo-math label-steps
-    backbone    the base model with two more layers, what both models start from
-    prm, orm    a process and an outcome reward model                           launch/arithmetic_{prm,orm}.yaml
+    backbone    the base model with two more layers, what the process model starts from
+    prm         a process reward model                                          launch/arithmetic_prm.yaml
+    orm         an outcome reward model, which starts from that one             launch/arithmetic_orm.yaml
     evaluate    best of 8 and weighted majority beside plain majority; the first wrong step against the exact one
     runs        GRPO, process GRPO, PPO, GRPO on the outcome model alone        launch/arithmetic_*.yaml, some seeds
 
@@ -82,6 +84,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--base", type=Path, default=Path("runs/quickstart/base"), help="run folder of the base model")
     add("--out", type=Path, default=Path("runs/learned"), help="where everything goes")
     add("--only", nargs="+", choices=STAGES, default=list(STAGES))
+    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which of the runs")
     add("--seeds", type=int, default=3, help="of the two kinds of GRPO")
     add("--problems", type=int, default=4000, help="whose solutions the reward models learn from, 4 of each")
     add("--fresh", action="store_true", help="throw away what is there")
@@ -142,7 +145,7 @@ def prm(given: argparse.Namespace) -> None:
 def orm(given: argparse.Namespace) -> None:
     out = given.out
     data = f"data={out}/train/samples.jsonl"
-    train("launch/arithmetic_orm.yaml", f"run_dir={out}/orm", f"model.path={out}/backbone", data)
+    train("launch/arithmetic_orm.yaml", f"run_dir={out}/orm", f"model.path={out}/prm/model", data)
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -180,7 +183,8 @@ def exactly_labelled(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]
 
 
 def runs(given: argparse.Namespace) -> None:
-    for name, arm in ARMS.items():
+    for name in given.arms:
+        arm = ARMS[name]
         for seed in range(given.seeds if arm.seeds else 1):
             changes = [f"run_dir={given.out}/{name}-{seed}", f"seed={seed}", f"task.options.seed={1000 + seed}"]
             changes.append(f"model.path={given.base}/model")

@@ -6,7 +6,7 @@ Left out: what the model must be able to do (policy.py, value_model.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -40,6 +40,7 @@ def load_model(
     offload_parameters: bool = False,
     prepare: Callable[[PretrainedConfig], object] = lambda _: None,
     key: str = "model.path",
+    replaceable: Sequence[str] = (),
 ) -> Loaded:
     """What `auto`, a class such as AutoModelForCausalLM, makes of a folder or Hub id, without dropout.
 
@@ -47,7 +48,8 @@ def load_model(
     float32 where they are trained as they are, since autocast lowers it for the computation. zero: with 3 the weights
     are split over the ranks while they are read, so that none ever holds the model (in the CPU's memory, with
     offload_parameters); the ranks must have joined. prepare: changes the model's config before the model is made. key:
-    what an error calls spec.path. Raises UserError."""
+    what an error calls spec.path. replaceable: modules that are new, and missing, where the files have them in another
+    shape. Raises UserError."""
     assert spec.path is not None
     where = f"{key}={spec.path}"
     folder = Path(spec.path).expanduser()
@@ -76,6 +78,7 @@ def load_model(
                 dtype=dtype,
                 attn_implementation=spec.attention,
                 output_loading_info=True,
+                ignore_mismatched_sizes=zero != 3,  # what is of another shape is looked at here, by name
                 **(four_bits(device) if spec.load_in_4bit else {}),
                 **options,
             )
@@ -92,7 +95,15 @@ def load_model(
             f"{where} could not be loaded: {type(error).__name__}: {error}\nGive a folder made by save_pretrained, or "
             "a Hub id that this machine can reach or has in its cache"
         ) from error
-    return Loaded(model if spec.load_in_4bit else model.to(device), tokenizer, sorted(report["missing_keys"]))
+    shapes = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in report["mismatched_keys"]}
+    for name, (theirs, ours) in sorted(shapes.items()):
+        if name.partition(".")[0] not in replaceable:
+            raise UserError(
+                f"{where}: {name} is {theirs} in its weights and {ours} by its config.json, one of {len(shapes)} "
+                "tensors that do not fit; give a folder whose config and weights belong together"
+            )
+    missing = sorted({*report["missing_keys"], *shapes})
+    return Loaded(model if spec.load_in_4bit else model.to(device), tokenizer, missing)
 
 
 def check_tokenizer(folder: Path, where: str) -> None:

@@ -178,8 +178,8 @@ def load_value_model(
     key: str = "model.path",
 ) -> ValueModel:
     """A model of values from a folder or Hub id: one that has such a head already, or any other model with a new head,
-    which is all zeros. key: what an error calls spec.path. Raises UserError. With zero=3 whoever trains it calls
-    `check`."""
+    which is all zeros; one of another kind keeps of its head what fits. key: what an error calls spec.path. Raises
+    UserError. With zero=3 whoever trains it calls `check`."""
 
     def prepare(settings: PretrainedConfig) -> None:
         own = (settings.architectures or [""])[0]
@@ -193,7 +193,7 @@ def load_value_model(
     if spec.lora.rank:
         raise UserError(f"model.lora.rank={spec.lora.rank}: a model of values is trained whole; set model.lora.rank=0")
     with no_report():
-        loaded = load_model(spec, CLASSES[kind], device, dtype, zero, offload_parameters, prepare, key)
+        loaded = load_model(spec, CLASSES[kind], device, dtype, zero, offload_parameters, prepare, key, HEADS)
     model = loaded.model
     head_of(model)
     missing = [name for name in loaded.missing if name.partition(".")[0] not in HEADS]
@@ -209,8 +209,8 @@ def load_value_model(
     value = ValueModel(model.eval(), loaded.tokenizer, kind)
     if zero != 3:
         value.check()  # a new head's random weights are good for that
-    if loaded.missing:
-        empty(head_of(model))
+    for name in loaded.missing:
+        empty(model.get_parameter(name))
     return value
 
 
@@ -230,12 +230,11 @@ def no_report() -> Iterator[None]:
 
 
 @torch.no_grad()
-def empty(head: torch.nn.Module) -> None:
+def empty(parameter: torch.nn.Parameter) -> None:
     """A new head says 0 of everything, on every rank: random numbers would be the only thing a young critic says."""
-    for parameter in head.parameters():
-        parameter.data.zero_()
-        if hasattr(parameter, "ds_tensor"):
-            parameter.ds_tensor.data.zero_()
+    parameter.data.zero_()
+    if hasattr(parameter, "ds_tensor"):
+        parameter.ds_tensor.data.zero_()
 
 
 def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -25,19 +25,22 @@ NO_WALL = {
 }
 
 
-def lines_of(wanted: Callable[[str], bool], shared: Path, folder: Path) -> Path:
-    """A file with the lines of the kinds that are wanted, those of the development sample too."""
+def lines_of(wanted: Callable[[str], bool], every: int, shared: Path, folder: Path) -> Path:
+    """A file with the lines of the kinds that are wanted, those of the development sample too; of each kind the first,
+    and each `every`-th after it."""
     texts = [
         *CASES.read_text("utf-8").splitlines(),
         *(shared / "cases/programs_dev.jsonl").read_text("utf-8").splitlines(),
     ]
-    kept = [text for text in texts if wanted(json.loads(text)["kind"])]
+    kinds = [json.loads(text)["kind"] for text in texts]
+    kept = [text for i, text in enumerate(texts) if wanted(kinds[i]) and kinds[:i].count(kinds[i]) % every == 0]
     path = folder / "lines.jsonl"
     path.write_text("\n".join(kept) + "\n", encoding="utf-8")
     return path
 
 
-# What needs no wall is judged alike behind any: all of it once as root and once as an ordinary user.
+# What needs no wall is judged alike behind any: all of it once as root, and without walls, as an ordinary user, a part
+# of each kind; all of it with GRPO_MATH_ALL=1.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("level", "user", "what"),
@@ -57,7 +60,8 @@ def test_every_program_is_judged_as_labelled(level: str, user: bool, what: str, 
     for above in tmp_path.parents[:3]:
         above.chmod(0o755)
     wanted = {"all": lambda kind: True, "walls": lambda kind: kind not in NO_WALL, "no walls": NO_WALL.__contains__}
-    lines = lines_of(wanted[what], shared, tmp_path)
+    every = 4 if what == "no walls" and "GRPO_MATH_ALL" not in os.environ else 1
+    lines = lines_of(wanted[what], every, shared, tmp_path)
     wrong = judged(lines, level, user)
     if isinstance(wrong, str):
         pytest.skip(wrong)

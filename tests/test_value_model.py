@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertForToken
 from grpo_math import config
 from grpo_math.batch import Batch
 from grpo_math.types import UserError
-from grpo_math.value_model import ValueKind, load_value_model
+from grpo_math.value_model import ValueKind, ValueModel, load_value_model
 from tests.tiny import save_tiny, tiny_policy
 
 CPU = torch.device("cpu")
@@ -93,3 +94,36 @@ def test_adapters_and_other_labels_are_refused(tmp_path: Path) -> None:
     value.tokenizer.save_pretrained(tmp_path / "steps")
     with pytest.raises(UserError, match=r"critic\.path=.*has 2 labels, and critic takes 1"):
         load_value_model(config.Model(path=str(tmp_path / "steps")), "critic", CPU, key="critic.path")
+
+
+def test_a_head_of_another_kind_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    """A process model is a start for an outcome model, and an outcome model for a critic, which keeps its head."""
+    batch = rows((5, 6, 7, 8))
+    process = load_value_model(config.Model(path=str(save_tiny(tmp_path))), "process", CPU)
+    with torch.no_grad():
+        process.head.weight.normal_()  # type: ignore[operator, union-attr]
+        process.model.get_input_embeddings().weight.mul_(2.0)
+    save(process, tmp_path / "process")
+    outcome = load_value_model(config.Model(path=str(tmp_path / "process")), "outcome", CPU)
+    assert not outcome.score(batch, 1000).any()
+    for name, weights in process.model.base_model.state_dict().items():
+        assert torch.equal(weights, outcome.model.base_model.state_dict()[name])
+    with torch.no_grad():
+        outcome.head.weight.normal_()  # type: ignore[operator, union-attr]
+    save(outcome, tmp_path / "outcome")
+    critic = load_value_model(config.Model(path=str(tmp_path / "outcome")), "critic", CPU)
+    # of the text before each token, where the outcome model's is of the text with it
+    assert torch.allclose(critic.score(batch, 1000)[0, 2:], outcome.score(batch, 1000)[0, 1:-1], atol=1e-5)
+
+    settings = tmp_path / "outcome" / "config.json"
+    wrong = json.loads(settings.read_text()) | {"vocab_size": 100}
+    settings.write_text(json.dumps(wrong))
+    with pytest.raises(
+        UserError, match=r"embed_tokens\.weight is \(\d+, \d+\) in its weights and \(100, \d+\) by its config"
+    ):
+        load_value_model(config.Model(path=str(tmp_path / "outcome")), "outcome", CPU)
+
+
+def save(value: ValueModel, path: Path) -> None:
+    value.model.save_pretrained(path)
+    value.tokenizer.save_pretrained(path)
