@@ -173,6 +173,7 @@ class Common(Section):
     """What every recipe has. task: None where all is learnt from a file, and nothing is sampled."""
 
     takes_learned_rewards: ClassVar[bool] = False
+    either: ClassVar[tuple[frozenset[str], ...]] = ()  # keys of which a run has one
 
     run_dir: PathText
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0

@@ -17,9 +17,11 @@ CreditName = Literal["process", "vine", "gae"]
 
 class Process(Section):
     """`advantage: process`: of the steps' rewards, as a verifier or a process reward model gives them. share: of it in
-    the advantage; what is left of 1 is the outcome's, group_norm of the completion's whole reward."""
+    the advantage; what is left of 1 is the outcome's, group_norm of the completion's whole reward. scale: what the
+    rewards of the steps, less their mean over the group, are divided by: their standard deviation there, or nothing."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    scale: Literal["std", "none"] = "std"
 
 
 class Vine(Section):

@@ -39,6 +39,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> config.Commo
         raise UserError(f"{source.at(('recipe',), name)}: {unknown_name('recipe', name, config.RECIPES)}")
     recipe = config.RECIPES[name]
     tree = _expand(recipe, tree)
+    for rivals in recipe.either:  # what the command line says is said in the file's place
+        if chosen := rivals & {key[0] for key, _, _ in given}:
+            tree = {key: value for key, value in tree.items() if key not in rivals - chosen}
     # another task first: it drops the file's options for the old one, but not what the command line says of the new
     for key, raw, text in sorted(given, key=lambda one: one[0][-1] != "task"):
         tree = _put(recipe, tree, key, raw, text)

@@ -6,7 +6,7 @@ Left out: reading the files (examples/), and the equations (reward_losses.py).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -114,6 +114,7 @@ class RewardCommon(Common):
     """What both recipes have. prompts_per_step: examples of an update. steps, or epochs: as many steps as it takes to
     see the examples so often (1, where neither is given); what is too long counts as seen."""
 
+    either: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"steps", "epochs"}),)
     data: Data
     steps: CountOrNone = 0
     epochs: Positive | None = None
@@ -202,7 +203,7 @@ class ProcessRewardModel(RewardCommon):
             try:
                 boundary(value)
             except UserError as error:
-                raise ValueError(f"{value}: {error}") from error
+                raise ValueError(str(error)) from error
         return value
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
@@ -27,6 +28,25 @@ Check = Callable[[Problem], str | None]
 _END = object()
 PEEK = 10_000  # an iterator with at least this many problems is taken to be endless
 MAX_REFUSED_RUN = 1_000  # so many unusable problems of an endless task in a row, and nothing else will come
+
+
+def refuse_another(problem: Problem, where: str, task: str, prompt: str | None, gold: str | None) -> None:
+    """Raises UserError for a sample that cannot be of this problem, whose id it has: other seeds, splits and options
+    have the same ids. where: the sample. A prompt may have been worded anew since, or an answer corrected, so that only
+    one that differs in both is refused; what the sample does not say counts for it."""
+    question = problem.question.strip()
+    if not prompt or gold is None or gold == problem.answer:
+        return
+    if question not in prompt and json.dumps(question)[1:-1] not in prompt:  # a chat may be there as JSON
+        raise UserError(
+            f"{where}: it was asked {_short(prompt)} with the answer {_short(gold)}, and problem {problem.id!r} of "
+            f"--task {task} asks {_short(question)} with the answer {_short(problem.answer)}; give --task, --split, "
+            "--path and --option as they were when the samples were made"
+        )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:38] + " ... " + text[-37:])
 
 
 @dataclass

@@ -8,17 +8,23 @@ Left out: where a step ends (steps/), and where its reward comes from (a verifie
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Scale = Literal["std", "none"]
 StepRewards = Sequence[tuple[int, float]]  # of one completion: (token at which the step ends, reward), in order
 
 
-def process_advantages(group: Sequence[StepRewards | None], lengths: Sequence[int], eps: float = 1e-6) -> list[Tensor]:
+def process_advantages(
+    group: Sequence[StepRewards | None], lengths: Sequence[int], eps: float = 1e-6, scale: Scale = "std"
+) -> list[Tensor]:
     """r~_ij = (r_ij - mean R) / (std R + eps) over all steps R of the group;  A_it = sum of r~_ij over the steps j that
     end at token t or after it; DeepSeekMath, arXiv:2402.03300, section 4.1.3.
 
+    scale: `none` leaves the division out, as Dr. GRPO does for outcomes (arXiv:2503.20783): in a group whose steps are
+    all right it would blow up what a model's probabilities of 0.98 and 0.99 differ by.
     group: the G siblings, None where one has no score, which is left out and gets zeros. lengths: tokens of each.
     Returns (T,) for each. Equal rewards give exact zeros. std is the unbiased one and eps that of
     advantages.group_norm, so that with one step each this is the outcome advantage, for every token."""
@@ -27,10 +33,11 @@ def process_advantages(group: Sequence[StepRewards | None], lengths: Sequence[in
     best = rewards.max() if len(rewards) else torch.tensor(0.0)
     mean = (rewards - best).mean() if len(rewards) else torch.tensor(0.0)
     std = (rewards - best).std() if len(rewards) > 1 else torch.tensor(0.0)
+    divisor = std + eps if scale == "std" else 1.0
     return [
         torch.zeros(length)
         if steps is None
-        else sums_from([(at, float((r - best - mean) / (std + eps))) for at, r in steps], length)
+        else sums_from([(at, float((r - best - mean) / divisor)) for at, r in steps], length)
         for steps, length in zip(group, lengths, strict=True)
     ]
 

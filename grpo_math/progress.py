@@ -90,8 +90,10 @@ class Progress:
             self._live.update(Text(_fold(line, self._live.console.width)), refresh=True)
         else:
             print(line, file=self.stream, flush=True)
-        first_reward = "reward/mean" in metrics and LOSS_NOTE not in self.explained
-        if first_reward and abs(metrics.get("loss/total") or 0.0) < 1e-3:
+        # not at a step that trains nothing, a critic's warm-up or one without signal: 0 is another thing there
+        trained = "loss/total" in metrics and metrics.get("groups/no_signal", 0.0) < 1
+        first_reward = "reward/mean" in metrics and trained and LOSS_NOTE not in self.explained
+        if first_reward and abs(metrics["loss/total"] or 0.0) < 1e-3:
             self.note(LOSS_NOTE)
         if metrics.get("logprobs/chosen_change", 0.0) < FALLING and FALLING_NOTE not in self.explained:
             self.note(FALLING_NOTE)

@@ -164,8 +164,9 @@ def _parse(path: str | Path, content: bytes, number: int | None) -> Any:
     except json.JSONDecodeError as error:
         where = f"{path}:{number or error.lineno}"
         list_hint = "; name a file that is one list of objects .json" if content.strip() == b"[" else ""
+        what = error.msg.removesuffix(" at")
         raise UserError(
-            f"{where}: broken JSON, {error.msg} at column {error.colno}; mend or delete the line{list_hint}"
+            f"{where}: broken JSON, {what} at column {error.colno}; mend or delete the line{list_hint}"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of over 4,300 digits, or brackets nested too deep
         raise UserError(f"{where}: JSON that cannot be read ({error}); mend or delete the line") from error

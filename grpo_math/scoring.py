@@ -126,14 +126,15 @@ class Scorer:
         names = Counter(name for _, name, _ in bad)
         reasons = Counter(v.reason for _, _, v in bad)
         details = dict.fromkeys(v.detail for _, _, v in bad)
+        slow = ", or raise scoring.timeout_s (for programs sandbox.timeout_s) where it is only slow"
         first = {detail: next(id for id, _, v in bad if v.detail == detail) for detail in list(details)[:SHOWN]}
         raise ScoringError(
             f"verifier {', '.join(names)} failed on {len(failed)} of {len(items)} completions "
             f"({len(failed) / len(items):.0%}, scoring.max_error_share={allowed} allows {allowed:.0%}): "
             + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             + "".join(f"\n  {id}: {detail}" for detail, id in first.items())
-            + "\nMend the verifier (try it: grpo-math verify NAME), or raise scoring.timeout_s (for programs "
-            "sandbox.timeout_s) where it is only slow",
+            + "\nMend what it names, or the verifier (try it: grpo-math verify NAME)"
+            + (slow if reasons["timeout"] else ""),
             scored,
         )
 

@@ -188,7 +188,10 @@ def load_value_model(
             settings.id2label = LABELS[kind]
             settings.label2id = {name: number for number, name in LABELS[kind].items()}
         elif settings.num_labels > len(LABELS[kind]):
-            raise UserError(f"{key}={spec.path} has {settings.num_labels} labels, and {kind} takes {len(LABELS[kind])}")
+            raise UserError(
+                f"{key}={spec.path} has {settings.num_labels} labels, and {kind} takes {len(LABELS[kind])}; give "
+                f"{'a process model' if kind == 'process' else 'a reward model of one label'}, or any language model"
+            )
 
     if spec.lora.rank:
         raise UserError(f"model.lora.rank={spec.lora.rank}: a model of values is trained whole; set model.lora.rank=0")

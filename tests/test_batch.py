@@ -8,6 +8,9 @@ import torch
 
 from grpo_math.batch import make_batch, pad_rows
 from grpo_math.losses import REDUCTIONS
+from grpo_math.recipes.credit import Rewards
+from grpo_math.recipes.grpo import without_signal
+from grpo_math.rewards import group_rewards
 from grpo_math.types import Problem, Prompt
 from tests.tiny import completion, group
 
@@ -48,6 +51,23 @@ def test_advantages_reach_the_trained_tokens_only():
     batch = batch.with_advantages(torch.tensor([2.0, -1.0]))
     assert batch.advantages[0].tolist() == [0, 0, 0, 2, 2, 0]
     assert batch.advantages[1].tolist() == [0, 0, 0, -1, -1, -1]
+
+
+def test_a_group_is_without_signal_where_no_token_has_an_advantage():
+    """Whatever the rewards come from; what dynamic sampling left out counts with them."""
+    groups = [
+        group([1.0, 0.0], [2, 3]),
+        group([1.0, 1.0], [2, 3]),
+        group([None, None], [2, 3]),
+        group([1.0, None], [2, 3]),
+    ]
+    batch = make_batch(groups, REDUCTIONS["token_mean"], 16, 0, mask_truncated=False)
+    rewards = Rewards(group_rewards(groups, 16, 0, 0.0))
+    by_group = batch.with_advantages(torch.tensor([0.7, -0.7, 0.0, 0.0, 0.0]))
+    assert without_signal(by_group, rewards, 0) == 0.75
+    assert without_signal(by_group, rewards, 4) == 0.875
+    of_a_critic = batch.with_advantages(torch.tensor([0.7, -0.7, 0.1, 0.0, -0.2]))
+    assert without_signal(of_a_critic, rewards, 0) == 0.25
 
 
 def test_equal_siblings_are_one_row_with_their_weights_together():

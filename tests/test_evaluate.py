@@ -22,6 +22,7 @@ from grpo_math.evaluation.journal import NAME, Journal
 from grpo_math.evaluation.sampler import Sample, until
 from grpo_math.evaluation.show import Progress, table
 from grpo_math.evaluation.summary import counts_of, curve, judged, summarise
+from grpo_math.find import find_task
 from grpo_math.passk import pass_at_k
 from grpo_math.rollout.hf import HFEngine
 from grpo_math.types import Group, Problem, Prompt, Sampling, Scored, UserError, Verdict
@@ -366,6 +367,18 @@ def test_samples_that_are_refused(
 ) -> None:
     file = written(tmp_path / "s.jsonl", *rows)
     assert said in refused("--samples", file, *humaneval, "--out", str(tmp_path / "out"))
+
+
+def test_samples_of_other_problems_with_the_same_ids_are_refused(tmp_path: Path) -> None:
+    """Of another seed, say. A corrected answer, or another prompt of the same question, is fine."""
+    row = {"problem": "arithmetic/test/0", "completion": "1", "prompt": "79+89=?", "gold": "168"}
+    words = ("--task", "arithmetic", "--partial", "--limit", "1", "--out", str(tmp_path / "out"))
+    told = refused("--samples", written(tmp_path / "s.jsonl", row), *words)
+    assert "s.jsonl:1: it was asked '79+89=?' with the answer '168', and problem 'arithmetic/test/0'" in told
+    assert "--option as they were when the samples were made" in told
+    first = next(find_task("arithmetic").load("test"))
+    for same in ({"gold": first.answer}, {"prompt": f"Add: {first.question}"}):
+        done("--fresh", "--samples", written(tmp_path / "s.jsonl", row | same), *words)
 
 
 def test_a_part_of_the_problems_only_where_it_is_asked_for(humaneval: tuple[str, ...], tmp_path: Path) -> None:

@@ -126,7 +126,9 @@ def test_reasons_come_first_and_without_the_thoughts() -> None:
     empty = through(score(load_template("score"), VALUES, reading), lambda q: Reply("<think>hm</think> "))
     assert "gave no reasons" in empty.why
     cut = through(score(load_template("score"), VALUES, Reading("text", max_tokens=5)), lambda q: Reply("no", cut=True))
-    assert cut.why.startswith("it was cut at its limit; there is no")
+    assert cut.why.startswith("it was cut at its limit of tokens; there is no")
+    whole = through(score(load_template("score"), VALUES, Reading("text", max_tokens=5)), lambda q: Reply("no"))
+    assert whole.why.startswith("there is no")
     failed = through(score(load_template("score"), VALUES, Reading()), lambda q: Reply(failed="no server"))
     assert failed == Score(None, "no server")
 

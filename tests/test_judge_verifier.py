@@ -162,7 +162,7 @@ def test_transformers_tell_the_models_own_probabilities(folder: Path, tmp_path: 
     again.answerer.tokenizer.chat_template = None
     long = Question(({"role": "user", "content": "a" * 3000},), top=5)
     [[(_, outcome)]] = again.hold([one_question(long)])
-    assert "do not fit into the model's context of 2048" in str(outcome.failed)
+    assert "do not fit into the judge's context of 2048; take a judge that reads more" in str(outcome.failed)
 
 
 def one_question(question: Question) -> Talk[Reply]:

@@ -340,7 +340,16 @@ def test_a_log_gets_a_line_per_step_and_one_note() -> None:
     assert "gradient is not 0" in LOSS_NOTE
 
 
-@pytest.mark.parametrize("metrics", [METRICS | {"loss/total": 0.4}, {"loss/total": 0.0}])
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        METRICS | {"loss/total": 0.4},
+        {"loss/total": 0.0},
+        METRICS | {"groups/no_signal": 1.0},
+        {name: value for name, value in METRICS.items() if name != "loss/total"},
+    ],
+    ids=["a loss", "no reward", "no signal", "no update of the policy"],
+)
 def test_no_note_where_the_loss_is_not_0_or_nothing_is_rewarded(metrics: dict[str, float]) -> None:
     stream = io.StringIO()
     with Progress(3, stream=stream) as progress:

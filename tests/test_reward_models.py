@@ -459,6 +459,17 @@ def test_many_completions_are_dealt_out_so_that_each_hand_has_good_and_bad_ones(
 # What is refused
 
 
+def test_the_command_line_says_how_long_in_the_file_s_place(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    for said, override, expected in (("epochs: 3", "steps=5", (5, None)), ("steps: 5", "epochs=3", (0, 3.0))):
+        path.write_text(outcome(said))
+        cfg = load_config(path, [override])
+        assert isinstance(cfg, config.RewardCommon)
+        assert (cfg.steps, cfg.epochs) == expected
+    with pytest.raises(UserError, match="steps=5 and epochs=3 both say how long"):
+        load_config(path, ["epochs=3", "steps=5"])
+
+
 def outcome(text: str) -> str:
     return f"recipe: reward_model\nrun_dir: r\nmodel: m\ndata: a.jsonl\n{text}\n"
 

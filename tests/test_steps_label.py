@@ -135,6 +135,7 @@ def test_a_binary_search_asks_less(tmp_path: Path, arguments: Arguments) -> None
         ({}, Labelling(boundary="lines"), "unknown boundary 'lines'; did you mean 'newline'"),
         ({"split": "test"}, Labelling(), r"completions.jsonl:1: problem 'arithmetic/train/0' is not one of --task ari"),
         ({"max_tokens": 1000}, Labelling(), "no step has a label"),
+        ({}, Labelling(boundary="marker"), "--boundary marker finds no step in any of"),
     ],
 )
 def test_what_cannot_be_labelled(
@@ -144,6 +145,20 @@ def test_what_cannot_be_labelled(
     file.write_text(file.read_text().replace('"reward": 0.0', '"reward": null'))
     with pytest.raises(UserError, match=complaint):
         label_command([file], replace(arguments, **change), labelling, tmp_path / "steps.jsonl")
+
+
+def test_samples_of_other_problems_with_the_same_ids_are_refused(tmp_path: Path, arguments: Arguments) -> None:
+    """Another seed, split or option of a generated task has the same ids: their labels would all be wrong."""
+    file = samples(tmp_path)
+    file.write_text(file.read_text().replace('"prompt"', '"gold": "516", "prompt"'))
+    asked = (
+        r"completions\.jsonl:1: it was asked '45\+471=\?\\n' with the answer '516', and problem 'arithmetic/train/0'"
+    )
+    told = (
+        asked + r" of --task arithmetic asks '.*' with the answer '\d+'; give --task, --split, --path and --option as"
+    )
+    with pytest.raises(UserError, match=told):
+        label_command([file], replace(arguments, option=["max_digits=3", "seed=2"]), Labelling(), tmp_path / "s.jsonl")
 
 
 class Fixed:

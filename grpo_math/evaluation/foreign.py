@@ -16,6 +16,7 @@ from typing import Any
 from grpo_math.evaluation.job import Job
 from grpo_math.evaluation.sampler import Answered, Asked, Sample
 from grpo_math.forms import Form
+from grpo_math.problems import refuse_another
 from grpo_math.rows import read_rows
 from grpo_math.types import FinishReason, Problem, Sampling, UserError
 
@@ -61,6 +62,7 @@ class Row:
     tokens: int | None
     finish_reason: FinishReason
     prompt: str | None
+    gold: str | None
     failed: str | None
     program: bool  # judged as it is, without looking for a code block
 
@@ -105,7 +107,10 @@ def _row(where: str, row: Mapping[str, Any], format: Format) -> Row:
         raise UserError(f"{where}: tokens={tokens!r}: give a whole number, or leave it out")
     problem, text = row[format.id], row[format.text]
     program = format.program is not None or row.get("program") is True
-    return Row(where, row.get("task"), problem, text, tokens, finish, row.get("prompt"), row.get("failed"), program)
+    gold = row["gold"] if isinstance(row.get("gold"), str) else None
+    return Row(
+        where, row.get("task"), problem, text, tokens, finish, row.get("prompt"), gold, row.get("failed"), program
+    )
 
 
 class FileSampler:
@@ -123,7 +128,9 @@ class FileSampler:
         for row in file.rows:
             labels = [label for label in by_id if row.task is None or row.task in names[label]]
             if not any((label, _key(row.problem)) in unusable for label in labels):
-                self.rows.setdefault((_label(row, by_id, labels), _key(row.problem)), []).append(row)
+                label = _label(row, by_id, labels)
+                refuse_another(by_id[label][_key(row.problem)], row.where, label, row.prompt, row.gold)
+                self.rows.setdefault((label, _key(row.problem)), []).append(row)
         lacking = [p.id for job in jobs for p in job.problems if not self.has(job.label, p)]
         if lacking and not partial:
             raise UserError(

@@ -147,7 +147,7 @@ class Api:
                 if attempt >= self.retries:
                     raise GaveUp(
                         f"{self.url}: {what} failed {attempt + 1} times, the last time so: {self.hide(str(error))}. "
-                        "What is sampled so far is kept, and the same command goes on from here"
+                        "All answers so far are kept, and the same command goes on from here"
                     ) from None
                 await asyncio.sleep(pause(attempt, error.wait_s))
         raise AssertionError("count() never ends")

@@ -103,10 +103,10 @@ def judged(row: Row, where: str) -> RawExample:
     need("judged", row, "prompt", "completion", "label")
     prompt, completion = text_of("prompt", row["prompt"]), text_of("completion", row["completion"])
     _asked_and_answered(prompt, "completion", completion)
-    label = float(row["label"]) if isinstance(row["label"], bool) else _number(row, "label")
-    if label is None or not 0 <= label <= 1:
-        raise UserError(f"label={shown(row['label'])}: give true or false, or a number from 0 (wrong) to 1 (right)")
-    one = RawCompletion(completion, _finish(row, "finish_reason"), label)
+    label = row["label"]
+    if not isinstance(label, bool | int | float) or not 0 <= label <= 1:
+        raise UserError(f"label={shown(label)}: give true or false, or a number from 0 (wrong) to 1 (right)")
+    one = RawCompletion(completion, _finish(row, "finish_reason"), float(label))
     return RawExample(where, prompt, (one,), problem=_name(row, "problem"), task=_name(row, "task"))
 
 
@@ -122,10 +122,9 @@ def ranked(row: Row, where: str) -> RawExample:
         name = f"completions[{i}]"
         completion = text_of(name, text)
         _asked_and_answered(prompt, name, completion)
-        reward = _number({given: value}, given)
-        if reward is None:
-            raise UserError(f"{given}[{i}] is null; give a number, or take the completion out")
-        completions.append(RawCompletion(completion, reward=-reward if given == "ranks" else reward))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{given}[{i}]={shown(value)}: give a finite number, or take the completion out")
+        completions.append(RawCompletion(completion, reward=float(-value if given == "ranks" else value)))
     if len({completion.reward for completion in completions}) == 1:
         raise UserError(f"all {len(completions)} {given} are equal, and nothing can be learnt from it; delete the line")
     return RawExample(where, prompt, tuple(completions), problem=_name(row, "problem"), task=_name(row, "task"))

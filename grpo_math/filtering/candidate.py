@@ -18,11 +18,11 @@ NEAR = 1e-6
 class Candidate:
     """A line of the input, without what no rule needs. Equal to itself alone, so that a set of them is cheap.
 
-    reward: None where the verdict is undecided. tokens, policy_version: None where the file does not say. task, model,
-    finish_reason: "" where it does not say. truncated: cut at its token limit, and so without an end-of-sequence token.
-    logprob: of the whole completion, in nats, under the policy that sampled it; None where the file does not say.
-    reshaped: the file's is of another distribution (temperature, top_p, top_k), and logprob None. file, line: where it
-    stands.
+    reward: None where the verdict is undecided. gold: the problem's right answer. gold, tokens, policy_version: None
+    where the file does not say. task, model, finish_reason: "" where it does not say. truncated: cut at its token
+    limit, and so without an end-of-sequence token. logprob: of the whole completion, in nats, under the policy that
+    sampled it; None where the file does not say. reshaped: the file's is of another distribution (temperature, top_p,
+    top_k), and logprob None. file, line: where it stands.
     """
 
     file: str
@@ -34,6 +34,7 @@ class Candidate:
     reward: float | None
     reason: str
     answer: str | None = None
+    gold: str | None = None
     tokens: int | None = None
     truncated: bool = False
     model: str = ""

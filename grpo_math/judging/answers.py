@@ -66,8 +66,9 @@ class Answerer:
 
     def _too_long(self, tokens: int, question: Question) -> Reply:
         return Reply(
-            failed=f"its {tokens} tokens and an answer of {question.max_tokens} do not fit into the model's context of "
-            f"{self.sampler.context}"
+            failed=f"the question's {tokens} tokens and {question.max_tokens} of an answer do not fit into the judge's "
+            f"context of {self.sampler.context}; take a judge that reads more, a shorter template, or fewer tokens for "
+            "what it writes (max_tokens)"
         )
 
     def _texts(self, asked: Mapping[int, tuple[Ids, Question]]) -> dict[int, Reply]:

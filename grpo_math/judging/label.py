@@ -178,4 +178,6 @@ def _told(counts: dict[str, Any]) -> str:
 
 def _why_none(labelled: Labelled) -> str:
     why = next((p.why for _, p in sorted(labelled.found.items()) if p.why), "")
-    return f"the first that failed: {why}" if why else "all are nearer to 1/2 than --tie; lower it"
+    if why:
+        return f"the first that failed: {why}"
+    return "all are nearer to 1/2 than --tie; lower it" if labelled.found else str(labelled.spent)

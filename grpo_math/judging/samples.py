@@ -14,6 +14,7 @@ from typing import Any
 
 from grpo_math.filtering.candidate import Candidate
 from grpo_math.filtering.read import Input, read_candidates
+from grpo_math.problems import refuse_another
 from grpo_math.rows import read_rows
 from grpo_math.types import Problem, UserError
 
@@ -64,6 +65,7 @@ def _subject(where: str, row: Mapping[str, Any], problems: Mapping[str, Problem]
                 f"{where}: problem={row['problem']!r} is not one of --task; give the task, --path and --split that "
                 "it is of"
             )
+        refuse_another(problem, where, problem.task, row.get("prompt"), row.get("gold"))
         return Subject(problem.question, problem.answer)
     question, gold = row.get("question"), row.get("gold")
     return Subject(

@@ -195,7 +195,8 @@ def _top(answer: Any, chat: bool, url: str) -> tuple[tuple[str, float], ...]:
         return tuple((str(token), float(logprob)) for token, logprob in found["top_logprobs"][0].items())
     except (KeyError, TypeError, ValueError, IndexError):
         raise UserError(
-            f"{url} does not tell the probabilities of tokens (logprobs, top_logprobs); read the verdict from the text"
+            f"{url} does not tell the probabilities of tokens (logprobs, top_logprobs); read the verdict from the text "
+            "(--read text, or read=text of the verifier)"
         ) from None
 
 

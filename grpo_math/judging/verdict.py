@@ -125,4 +125,6 @@ def _stated(reply: Reply, word: str, labels: Sequence[str]) -> str:
     try:
         return stated(said(reply.text), word, labels, highest)
     except Unreadable as error:
-        raise Unreadable(f"it was cut at its limit; {error}") from None if reply.cut else error
+        if reply.cut:
+            raise Unreadable(f"it was cut at its limit of tokens; {error}") from None
+        raise

@@ -121,7 +121,7 @@ class ByStep(Stateless):
     steps, theirs are normalised one by one, and the mean is taken."""
 
     def __init__(self, cfg: config.GRPO, parts: Parts) -> None:
-        self.share, self.tokenizer = cfg.process.share, parts.policy.tokenizer
+        self.settings, self.tokenizer = cfg.process, parts.policy.tokenizer
 
     def assign(self, groups: Sequence[Group], rewards: Rewards, batch: Batch) -> Batch:
         verdicts = [verdict for group in groups for score in group.scores for verdict in score.parts.values()]
@@ -134,7 +134,8 @@ class ByStep(Stateless):
         outcome = group_norm(rewards.in_all)[rewards.scored][:, None]
         rows = [row for group in groups for row in self.of_group(group)]
         steps = laid_out(rows, groups, rewards, batch)
-        return batch.with_advantages((1 - self.share) * outcome + self.share * steps)
+        share = self.settings.share
+        return batch.with_advantages((1 - share) * outcome + share * steps)
 
     def of_group(self, group: Group) -> list[Tensor]:
         """Each completion's (T,)."""
@@ -149,7 +150,8 @@ class ByStep(Stateless):
                 self.steps(completion, part) if is_trained else None
                 for completion, part, is_trained in zip(group.completions, parts, trained, strict=True)
             ]
-            for total, more in zip(advantages, process_advantages(steps, lengths), strict=True):
+            of_steps = process_advantages(steps, lengths, scale=self.settings.scale)
+            for total, more in zip(advantages, of_steps, strict=True):
                 total += more / len(names)
         return advantages
 

@@ -118,6 +118,7 @@ class GRPO:
             if cfg.whiten:
                 batch = batch.with_advantages(whiten(batch.advantages, batch.loss_mask))
             advantages = of_completions(batch, rewards)
+            metrics["groups/no_signal"] = without_signal(batch, rewards, len(filtered))
             if step > cfg.critic.warmup_steps:
                 metrics |= self.update(batch, step)
                 self.move_reference_and_coefficient(metrics, step)
@@ -232,6 +233,14 @@ def of_completions(batch: Batch, rewards: Rewards) -> Tensor:
     means = batch.advantages.sum(1) / batch.loss_mask.sum(1).clamp(min=1)
     out = torch.full(rewards.scored.shape, float("nan"))
     return out.masked_scatter(rewards.scored, means)
+
+
+def without_signal(batch: Batch, rewards: Rewards, filtered: int) -> float:
+    """Share of the step's groups from which nothing can be learned: no token has an advantage, or dynamic sampling has
+    left them out."""
+    heard = batch.advantages.any(1).float()
+    of_groups = torch.zeros(rewards.scored.shape).masked_scatter(rewards.scored, heard).any(1)
+    return (filtered + int((~of_groups).sum())) / (filtered + len(of_groups))
 
 
 CREDITS: dict[str, Callable[[config.GRPO, Parts], Credit]] = {"process": ByStep, "vine": ByVine, "gae": by_critic}

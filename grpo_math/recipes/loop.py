@@ -143,6 +143,8 @@ class Loop:
         """Save the last whole step, if the weights are still those after it. together: every rank is at this point;
         otherwise only a rank that is alone can save."""
         step, where = self.done.step, self.cfg.run_dir
+        if step == self.saved == 0:
+            return f"{where}: no step was done, so that nothing is lost"
         if step == self.saved:
             return f"{where}: the checkpoint of step {step} is the newest there can be"
         if self.saving or not self.recipe.between_updates or (self.parts.ranks.size > 1 and not together):

@@ -26,10 +26,10 @@ from grpo_math.filtering.read import read_candidates
 from grpo_math.filtering.write import refuse_out, write_rows, write_summary
 from grpo_math.find import find_task, verifier_of
 from grpo_math.forms import form_of
-from grpo_math.problems import load_problems
+from grpo_math.problems import load_problems, refuse_another
 from grpo_math.scoring import Scorer, check_options
 from grpo_math.steps.go_on import Beginner, Beginning, Continuer
-from grpo_math.steps.split import boundary
+from grpo_math.steps.split import BOUNDARIES, boundary
 from grpo_math.steps.values import LABELS, Solution, estimate, first_wrong
 from grpo_math.steps.write import Labelled, Labelling, Written, counts_of, rows_of, table
 from grpo_math.types import Problem, Sampling, UserError, Verdict
@@ -54,6 +54,11 @@ def label_command(
     chosen = distinct(candidates)[: arguments.limit]
     problems = look_up(task, chosen)
     written = [Written(c, problems[c.problem], split(c.completion)) for c in chosen]
+    if written and all(len(w.ends) < 2 for w in written):
+        raise UserError(
+            f"--boundary {labelling.boundary} finds no step in any of {len(written):,} completions but the whole; give "
+            f"the one that they have: {', '.join(BOUNDARIES)}"
+        )
     sampler, _ = make_sampler(replace(arguments, chat=False), model, [], None, tokens=True)
     scoring = config.Scoring(workers=arguments.workers, timeout_s=arguments.timeout_s, max_error_share=1.0)
     with closing(sampler), Scorer([reward], scoring, arguments.sandbox) as scorer:
@@ -61,6 +66,7 @@ def label_command(
         request = {
             "grpo_math": __version__,
             "settings": asdict(labelling),
+            "task": task.model_dump(mode="json", exclude_defaults=True),
             "limit": arguments.limit,
             "model": {**model_manifest(str(arguments.model), model), **sampler.identity()},
             "sampling": asdict(replace(sampling, n=arguments.n, seed=arguments.seed, stop=stop)),
@@ -133,6 +139,8 @@ def look_up(task: config.Task, candidates: Sequence[Candidate]) -> dict[str, Pro
             f"{task.split!r} ({len(missing)} of {len(wanted)} problems are not); give --task, --split, --path and "
             "--option as they were when the samples were made"
         )
+    for id, candidate in wanted.items():
+        refuse_another(found[id], candidate.source, task.name, candidate.prompt, candidate.gold)
     return found
 
 

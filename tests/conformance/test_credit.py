@@ -94,6 +94,15 @@ def test_explained_variance():
     assert explained_variance(targets, torch.ones(1, 4), mask) != explained_variance(targets, targets, mask)
 
 
+def test_process_advantages_without_a_scale():
+    """Mean 2/3: what is left of each step, and not a standard deviation of it."""
+    first, second = process_advantages([[(1, 1.0), (3, 0.0)], [(2, 1.0)]], [5, 3], scale="none")
+    assert first.tolist() == pytest.approx([-1 / 3, -1 / 3, -2 / 3, -2 / 3, 0])
+    assert second.tolist() == pytest.approx([1 / 3] * 3)
+    nearly = process_advantages([[(0, 0.98)], [(0, 0.99)]], [1, 1], scale="none")
+    assert [float(a) for a in nearly] == pytest.approx([-0.005, 0.005])
+
+
 def test_process_advantages_by_hand():
     """Steps of the two completions: (1, 0) and (1). R = (1, 0, 1): mean 2/3, unbiased std 1/sqrt 3.
     Normalised: 1/sqrt 3 and -2/sqrt 3; the first's tokens get -1/sqrt 3 up to the end of step 1, then -2/sqrt 3."""
