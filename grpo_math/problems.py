@@ -35,7 +35,7 @@ def refuse_another(problem: Problem, where: str, task: str, prompt: str | None, 
     have the same ids. where: the sample. A prompt may have been worded anew since, or an answer corrected, so that only
     one that differs in both is refused; what the sample does not say counts for it."""
     question = problem.question.strip()
-    if not prompt or gold is None or gold == problem.answer:
+    if not prompt or not gold or gold == problem.answer:
         return
     if question not in prompt and json.dumps(question)[1:-1] not in prompt:  # a chat may be there as JSON
         raise UserError(

@@ -128,7 +128,9 @@ def test_questions_are_taken_from_where_they_are(server: StandIn, tmp_path: Path
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"question": "What is 2 + 3?", "answer": "so\n#### 5"}) + "\n")
     out = tmp_path / "pairs.jsonl"
-    samples = write_samples(tmp_path / "s.jsonl", {"gsm8k/train/1": ["good", "bad"]}, question="From the sample?")
+    samples = write_samples(
+        tmp_path / "s.jsonl", {"gsm8k/train/1": ["good", "bad"]}, question="From the sample?", gold="5"
+    )
     words = ["label", samples, "--judge", "tiny", "--base-url", server.url, "--out", out]
     assert call(*words).exit_code == 0
     assert "From the sample?" in server.bodies[-1]["messages"][0]["content"]
@@ -199,7 +201,7 @@ def test_revisions_are_samples_that_a_verifier_judges(server: StandIn, tmp_path:
     problems = load_problems(config.Task(name="arithmetic", split="test", limit=2)).problems
     assert problems
     answers = {p.id: [f"\\boxed{{{p.answer}}}"] for p in problems}
-    samples, out = write_samples(tmp_path / "s.jsonl", answers, task="arithmetic"), tmp_path / "sft.jsonl"
+    samples, out = write_samples(tmp_path / "s.jsonl", answers, task="arithmetic", gold=""), tmp_path / "sft.jsonl"
     words = ["revise", samples, "--judge", "tiny", "--base-url", server.url, "--out", out, "--constitution"]
     (tmp_path / "law.txt").write_text("Be kind.\n")
     assert call(*words, tmp_path / "law.txt").exit_code == 0
