@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _meeting_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
+def _meeting_places(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own may be too long for a socket
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr("tempfile.tempdir", None)
+        yield
 
 
 def items(count: int) -> list[Any]:
@@ -76,6 +80,8 @@ def test_workers_share_a_model_and_outlive_its_process(folder: Path, tmp_path: P
     assert len(set(expected)) > 4
     with scorer(options, workers=3) as one:
         scored = one.score(items(5))
+        [long] = one.judge([(Problem("long", "t", "Why?", ""), completion_of("so " * 2000))])
+        assert "do not fit into the judge's context of 2048" in long.verdict.detail
         [host] = hosts(folder)
         os.kill(host, signal.SIGKILL)
         scored += one.score(items(9))[5:]
@@ -123,6 +129,10 @@ def test_options(options: dict[str, Any], words: str) -> None:
 
 def test_where_workers_meet(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = Spec("hf", str(folder))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="too long a path for a socket; set TMPDIR"):
+        patch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 20)))
+        (tmp_path / ("long" * 20)).mkdir()
+        meeting_place(spec)
     place = meeting_place(spec)
     assert meeting_place(spec) == place != meeting_place(Spec("hf", str(folder), "bfloat16"))
     place.parent.chmod(0o755)

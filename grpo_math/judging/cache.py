@@ -97,5 +97,6 @@ def _key(line: bytes) -> bytes | None:
 
 
 def reply_of(row: dict[str, Any]) -> Reply:
+    """One that did not fail: only those are kept."""
     top = tuple((str(token), float(logprob)) for token, logprob in row["top"])
     return Reply(str(row["text"]), top, int(row["tokens"]), bool(row["cut"]), None)

@@ -97,7 +97,7 @@ def serve(listener: socket.socket, model: Answers, max_rows: int) -> None:
                     clients[client] = client.makefile("rb")
                     waiting.register(client, selectors.EVENT_READ)
                     send(client, {"identity": model.identity})
-                elif line := clients[each].readline():
+                elif (line := clients[each].readline()).endswith(b"\n"):
                     asked[each] = question_of(line)
                 else:
                     waiting.unregister(each)

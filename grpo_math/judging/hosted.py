@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -29,6 +29,7 @@ from grpo_math.types import UserError
 
 T = TypeVar("T")
 
+LONGEST = 100  # bytes of a socket's path, which systems allow from 104
 LOAD_S = 900.0  # a model that is not there by then is not waited for
 
 
@@ -80,7 +81,7 @@ class Hosted:
             elif "refused" in answer:
                 raise UserError(answer["refused"])
             else:
-                return reply_of(answer["reply"])
+                return replace(reply_of(answer["reply"]), failed=answer["reply"]["failed"])
         self._broken = UserError(
             f"the process of the judge {self.spec.model} has died twice over a question; what it wrote last is above. "
             "Give it more memory (engine_options, max_rows, device), or serve the model and set url"
@@ -132,7 +133,10 @@ def meeting_place(spec: Spec) -> Path:
     files = sorted([*Path(spec.model).glob("*.safetensors"), *Path(spec.model).glob("model/*.safetensors")])
     weights = [(str(p), p.stat().st_mtime_ns) for p in files]
     name = hashlib.sha256(json.dumps([asdict(spec), weights], sort_keys=True).encode()).hexdigest()[:16]
-    return folder / f"{name}.socket"
+    place = folder / f"{name}.socket"
+    if len(os.fsencode(place)) > LONGEST:
+        raise UserError(f"{place} is too long a path for a socket; set TMPDIR to a shorter one, such as /tmp")
+    return place
 
 
 def dial(place: Path) -> tuple[socket.socket, BinaryIO] | None:
