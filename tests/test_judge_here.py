@@ -129,10 +129,12 @@ def test_options(options: dict[str, Any], words: str) -> None:
 
 def test_where_workers_meet(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = Spec("hf", str(folder))
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="too long a path for a socket; set TMPDIR"):
-        patch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 20)))
-        (tmp_path / ("long" * 20)).mkdir()
-        meeting_place(spec)
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(long))
+        with pytest.raises(UserError, match="too long a path for a socket; set TMPDIR"):
+            meeting_place(spec)
     place = meeting_place(spec)
     assert meeting_place(spec) == place != meeting_place(Spec("hf", str(folder), "bfloat16"))
     place.parent.chmod(0o755)
