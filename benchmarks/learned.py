@@ -4,7 +4,7 @@
     python -m benchmarks.learned --base ... --only prm evaluate       some of the stages
     python -m benchmarks.learned --base ... --only runs --arms ppo    some of the runs: another process may do others
 
-    samples     the base model's own solutions, verified                        grpo-math sample
+    samples     the base model's own solutions, usual and strange ones          grpo-math sample
     labels      which step is right, from continuations and the verifier        grpo-math label-steps
     backbone    the base model with two more layers, what the process model starts from
     prm         a process reward model                                          launch/arithmetic_prm.yaml
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 PICTURE = Path("docs/learned.png")
 TASK = ("--task", "arithmetic", "--option", "max_digits=3", "--option", "operations=+", "--max-tokens", "64")
 LEARNT = ("--split", "train", "--option", "seed=5000")  # problems that neither the base model nor GRPO has learnt from
+TEMPERATURES = {"usual": 1.0, "strange": 1.5}  # mistakes that the policy makes now, and some that it may come to
 MORE_LAYERS = 2  # a value is read where the next token would be predicted, and must compare what was with what is
 
 
@@ -99,15 +100,18 @@ def grpo_math(*words: object) -> None:
 
 
 def samples(given: argparse.Namespace) -> None:
-    out = given.out / "train"
-    if not (out / "results.json").exists():
-        grpo_math("sample", given.base, *TASK, *LEARNT, "--limit", given.problems, "-n", 4, "--out", out)
+    for name, temperature in TEMPERATURES.items():
+        out = given.out / name
+        if not (out / "results.json").exists():
+            grpo_math("sample", given.base, *TASK, *LEARNT, "--limit", given.problems, "-n", 4,
+                      "--temperature", temperature, "--out", out)  # fmt: skip
 
 
 def labels(given: argparse.Namespace) -> None:
-    out, learnt = given.out / "steps.jsonl", given.out / "train" / "samples.jsonl"
-    if not out.exists():
-        grpo_math("label-steps", learnt, "--model", given.base, *TASK, *LEARNT, "-n", 8, "--out", out)
+    for name, limit in (("usual", ()), ("strange", ("--limit", 5000))):
+        out, learnt = given.out / f"{name}.jsonl", given.out / name / "samples.jsonl"
+        if not out.exists():
+            grpo_math("label-steps", learnt, "--model", given.base, *TASK, *LEARNT, "-n", 8, "--out", out, *limit)
 
 
 def backbone(given: argparse.Namespace) -> None:
@@ -136,16 +140,17 @@ def train(file: str, *changes: object) -> None:
 
 
 def prm(given: argparse.Namespace) -> None:
-    out = given.out
-    train(
-        "launch/arithmetic_prm.yaml", f"run_dir={out}/prm", f"model.path={out}/backbone", f"data={out}/steps.jsonl"
-    )  # fmt: skip
+    """First on the policy's usual mistakes, then on strange ones too, which it would otherwise find for itself."""
+    out, file = given.out, "launch/arithmetic_prm.yaml"
+    train(file, f"run_dir={out}/prm_usual", f"model.path={out}/backbone", f"data={out}/usual.jsonl")
+    data = f"data=[{out}/usual.jsonl,{out}/strange.jsonl]"
+    train(file, f"run_dir={out}/prm", f"model.path={out}/prm_usual/model", data, "epochs=2")
 
 
 def orm(given: argparse.Namespace) -> None:
     out = given.out
-    data = f"data={out}/train/samples.jsonl"
-    train("launch/arithmetic_orm.yaml", f"run_dir={out}/orm", f"model.path={out}/prm/model", data)
+    data = f"data=[{out}/usual/samples.jsonl,{out}/strange/samples.jsonl]"
+    train("launch/arithmetic_orm.yaml", f"run_dir={out}/orm", f"model.path={out}/prm_usual/model", data)
 
 
 def evaluate(given: argparse.Namespace) -> None:
