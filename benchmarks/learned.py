@@ -252,7 +252,7 @@ def draw(curves: Mapping[str, Sequence[Sequence[tuple[int, float, float]]]]) -> 
                       color=COLOURS[i], linestyle=DASHES[i], linewidth=1.6)  # fmt: skip
     axes.set_xlabel("completions drawn to learn from", color=GREY, fontsize=9)
     axes.set_ylabel("held-out accuracy", color=GREY, fontsize=9)
-    axes.set_ylim(0, 1.02)
+    axes.set_ylim(0.5, 1.01)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e2e2e2", linewidth=0.8)
     axes.legend(loc="lower right", fontsize=8.5, framealpha=0)
