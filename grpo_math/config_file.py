@@ -40,7 +40,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> config.Commo
     recipe = config.RECIPES[name]
     tree = _expand(recipe, tree)
     for rivals in recipe.either:  # what the command line says is said in the file's place
-        if chosen := rivals & {key[0] for key, _, _ in given}:
+        if chosen := rivals & {key[0] for key, raw, _ in given if parse_value(raw)}:
             tree = {key: value for key, value in tree.items() if key not in rivals - chosen}
     # another task first: it drops the file's options for the old one, but not what the command line says of the new
     for key, raw, text in sorted(given, key=lambda one: one[0][-1] != "task"):

@@ -37,7 +37,8 @@ def refuse_another(problem: Problem, where: str, task: str, prompt: str | None, 
     question = problem.question.strip()
     if not prompt or not gold or gold == problem.answer:
         return
-    if question not in prompt and json.dumps(question)[1:-1] not in prompt:  # a chat may be there as JSON
+    as_json = [json.dumps(question, ensure_ascii=ascii)[1:-1] for ascii in (True, False)]  # a chat may be there so
+    if not any(text in prompt for text in (question, *as_json)):
         raise UserError(
             f"{where}: it was asked {_short(prompt)} with the answer {_short(gold)}, and problem {problem.id!r} of "
             f"--task {task} asks {_short(question)} with the answer {_short(problem.answer)}; give --task, --split, "

@@ -112,6 +112,10 @@ class Scorer:
                 reward = None if verdict.reward is None else reward + setting.weight * verdict.reward
         return Scored(reward, parts[self.rewards[0].verifier], parts)
 
+    def _timed(self, name: str) -> bool:
+        """Whether scoring.timeout_s is the verifier's limit, and not a patience of its own."""
+        return name in {r.verifier for r in self.rewards} and not hasattr(find_verifier(name), "patience")
+
     def refuse_too_many_errors(self, items: Sequence[tuple[Problem, Completion]], scored: list[Scored]) -> None:
         """A few failures in a small call are bad luck; a share of a large one, or all of any, is a broken verifier."""
         failed = [
@@ -134,7 +138,7 @@ class Scorer:
             + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             + "".join(f"\n  {id}: {detail}" for detail, id in first.items())
             + "\nMend what it names, or the verifier (try it: grpo-math verify NAME)"
-            + (slow if reasons["timeout"] else ""),
+            + (slow if any(v.reason == "timeout" and self._timed(name) for _, name, v in bad) else ""),
             scored,
         )
 

@@ -183,6 +183,11 @@ def load_value_model(
 
     def prepare(settings: PretrainedConfig) -> None:
         own = (settings.architectures or [""])[0]
+        if zero == 3 and own.endswith(tuple(SUFFIXES.values())) and settings.num_labels != len(LABELS[kind]):
+            raise UserError(
+                f"{key}={spec.path} has a head of {settings.num_labels} labels, and {kind} takes {len(LABELS[kind])}: "
+                "it cannot be replaced where the weights are split while they are read; set backend.deepspeed.zero=2"
+            )
         if not own.endswith(SUFFIXES[kind]):
             settings.num_labels = len(LABELS[kind])
             settings.id2label = LABELS[kind]

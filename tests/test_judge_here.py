@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import psutil
 import pytest
 
 from grpo_math import config
 from grpo_math.evaluation.hf import HFSampler
+from grpo_math.judging import hosted
 from grpo_math.judging.desk import Desk
-from grpo_math.judging.host import Spec
-from grpo_math.judging.hosted import environment, meeting_place
+from grpo_math.judging.host import Spec, serve
+from grpo_math.judging.hosted import Hosted, environment, meeting_place
 from grpo_math.judging.ledger import Caps
 from grpo_math.judging.local import Local
+from grpo_math.judging.question import Question, Reply
 from grpo_math.judging.template import load_template
 from grpo_math.judging.verdict import Reading, score
 from grpo_math.scoring import Scorer, ScoringError
@@ -83,8 +91,13 @@ def test_workers_share_a_model_and_outlive_its_process(folder: Path, tmp_path: P
         [long] = one.judge([(Problem("long", "t", "Why?", ""), completion_of("so " * 2000))])
         assert "do not fit into the judge's context of 2048" in long.verdict.detail
         [host] = hosts(folder)
+        os.killpg(
+            psutil.Process(host).ppid(), signal.SIGKILL
+        )  # that started it, as where a verifier hangs
+        assert [s.reward for s in one.score(items(6))][:5] == [s.reward for s in scored]
+        assert hosts(folder) == [host]
         os.kill(host, signal.SIGKILL)
-        scored += one.score(items(9))[5:]
+        scored += one.score(items(9))[5:]  # the sixth from the cache
         assert hosts(folder) not in ([], [host])
         assert not [s.verdict.detail for s in scored if s.verdict.failed]
         assert [s.reward for s in scored] == pytest.approx([(value - 1) / 9 for value in expected if value], abs=1e-5)
@@ -99,7 +112,68 @@ def wait_until_gone(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_model_that_does_not_load_is_tried_once_and_named(folder: Path, tmp_path: Path) -> None:
+def test_many_that_wait_for_a_model_that_does_not_load_do_not_try_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def fails(*_: object) -> None:
+        tried.append(1)
+        time.sleep(0.3)
+        raise UserError("no room for it")
+
+    monkeypatch.setattr(hosted, "start", fails)
+    question = Question(({"role": "user", "content": "Why?"},), top=5)
+
+    def ask(_: int) -> str:
+        with pytest.raises(UserError) as caught:
+            Hosted(Spec("hf", str(folder)), Desk(tmp_path / "cache", Caps())).reply(question)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(8) as several:
+        assert set(several.map(ask, range(8))) == {"no room for it"}
+    assert len(tried) == 1
+
+
+def test_a_client_that_dies_in_mid_question_ends_nothing(tmp_path: Path) -> None:
+    """And those that asked side by side are answered together."""
+    place, blocks = Path(tempfile.gettempdir()) / "s", []
+
+    class Model:
+        identity: ClassVar[dict[str, Any]] = {"model": "m"}
+
+        def answer(self, questions: list[Question]) -> Iterator[tuple[int, Reply]]:
+            blocks.append(len(questions))
+            yield from ((i, Reply(text=q.messages[0]["content"], tokens=1)) for i, q in enumerate(questions))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        listener.setblocking(False)
+        lines = [hosted.dial(place) for _ in range(3)]
+        for i, line in enumerate(lines):
+            assert line is not None
+            question = json.dumps(asdict(Question(({"role": "user", "content": f"{i}"},)))).encode() + b"\n"
+            line[0].sendall(question if i else question[:9])
+        assert lines[0] is not None
+        for each in reversed(lines[0]):
+            each.close()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("grpo_math.judging.host.LINGER_S", 0.2)
+            server = threading.Thread(target=serve, args=(listener, Model(), 8))
+            server.start()
+            for i, line in enumerate(lines[1:], 1):
+                assert line is not None
+                assert json.loads(line[1].readline()) == {"identity": {"model": "m"}}
+                assert json.loads(line[1].readline())["reply"]["text"] == f"{i}"
+                for each in reversed(line):
+                    each.close()
+            server.join(10)
+        assert not server.is_alive()
+    assert blocks == [2]
+
+
+def test_a_model_that_does_not_load_is_named(folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -117,6 +191,7 @@ def test_a_model_that_does_not_load_is_tried_once_and_named(folder: Path, tmp_pa
         ({"engine": "hf"}, "engine=hf needs model, a folder or Hub id; set it"),
         ({"engine": "tgi"}, "engine='tgi': give openai or vllm or hf"),
         ({"engine": "vllm", "model": "m", "url": "http://a"}, "url=.http://a. is for engine=openai, and it is vllm"),
+        ({"engine": "hf", "model": "m", "device": "cuda1"}, "device='cuda1': give auto, or a device such as cuda:1"),
         ({"max_rows": 4}, "max_rows=4 is for engine=vllm or hf, and it is openai; leave it out"),
         ({"engine": "hf", "model": "m", "engine_options": {"a": 1}}, "engine_options=.* is for engine=vllm"),
         ({"engine": "hf", "model": "./none"}, "verifier judge: model=./none: there is no such folder"),
@@ -144,3 +219,5 @@ def test_where_workers_meet(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     env = environment(Spec("vllm", "m", device="cuda:1"))
     assert ("RANK" in env, env["CUDA_VISIBLE_DEVICES"]) == (False, "6")
+    with pytest.raises(UserError, match="device=cuda:2, and CUDA_VISIBLE_DEVICES=4,6 shows 2 devices"):
+        environment(Spec("vllm", "m", device="cuda:2"))

@@ -179,8 +179,6 @@ def test_label_and_revise_against_a_server(vllm: str, tmp_path: Path) -> None:
 def test_the_verifier_runs_vllm_for_its_workers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the scores that transformers gives; its process is gone with the workers."""
     monkeypatch.setattr(verdict, "TOP", 20)  # what the workers ask for
-    monkeypatch.setenv("TMPDIR", "/tmp")  # pytest's own may be too long for a socket
-    monkeypatch.setattr("tempfile.tempdir", None)
     numbers = tmp_path / "numbers"
     save_judge_of_numbers(AutoModelForCausalLM.from_pretrained(folder), ascii_tokenizer(), numbers)
     problems = [(Problem(f"p{i}", "t", "Why?", ""), completion_of(f"Because {i}.")) for i in range(5)]

@@ -80,7 +80,7 @@ CONTAINERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", CONTAINERS, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("value", CONTAINERS, ids=[f"{type(v).__name__}-{i}" for i, v in enumerate(CONTAINERS)])
 def test_a_container_arrives_as_it_is(value: object) -> None:
     new = crossed(value)
     assert (type(new), repr(new)) == (type(value), repr(value))

@@ -1,7 +1,7 @@
 """The process that holds a judge's model for all scoring workers of a machine: `python -m grpo_math.judging.host`.
 
 Loads the model, says so, and answers questions over a Unix socket, a line of JSON each, side by side those that wait at
-the same time. Ends with its last client, or with the worker that started it. Left out: who starts it (hosted.py).
+the same time. Ends soon after its last client. Left out: who starts it (hosted.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import resource
 import selectors
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 from grpo_math.judging.question import Question, Reply
 from grpo_math.types import UserError
 
-LINGER_S = 20.0  # without a client
+LINGER_S = 5.0  # without a client
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,11 @@ class Answers(Protocol):
 
 
 def main() -> None:
-    """argv: where to listen, and the Spec as JSON. Writes one line, `{}` or `{"failed": why}`, once that is known."""
+    """argv: where to listen, the Spec as JSON, and the number of the lock's file, which is held while the model loads:
+    nobody else loads it too, even where who started this has died. Writes one line, `{}` or `{"failed": why}`."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # that of a scoring worker is for verifiers
-    said, place, spec = os.dup(1), Path(sys.argv[1]), Spec(**json.loads(sys.argv[2]))
+    said, place, spec, lock = os.dup(1), Path(sys.argv[1]), Spec(**json.loads(sys.argv[2])), int(sys.argv[3])
     os.dup2(2, 1)  # what libraries print goes to stderr
     try:
         model = load(spec)
@@ -59,7 +60,9 @@ def main() -> None:
         place.unlink(missing_ok=True)  # of one that was killed
         listener.bind(str(place))
         listener.listen(1024)
+        listener.setblocking(False)
         tell(said, {})
+        os.close(lock)
         serve(listener, model, spec.max_rows)
 
 
@@ -76,7 +79,8 @@ def load(spec: Spec) -> Answers:
 
 
 def tell(file: int, line: Mapping[str, Any]) -> None:
-    os.write(file, json.dumps(line).encode() + b"\n")
+    with contextlib.suppress(BrokenPipeError):  # others may be waiting
+        os.write(file, json.dumps(line).encode() + b"\n")
     os.close(file)
 
 
@@ -93,10 +97,10 @@ def serve(listener: socket.socket, model: Answers, max_rows: int) -> None:
             for each in ready:
                 assert isinstance(each, socket.socket)
                 if each is listener:
-                    client, _ = listener.accept()
-                    clients[client] = client.makefile("rb")
-                    waiting.register(client, selectors.EVENT_READ)
-                    send(client, {"identity": model.identity})
+                    for client in callers(listener):
+                        clients[client] = client.makefile("rb")
+                        waiting.register(client, selectors.EVENT_READ)
+                        send(client, {"identity": model.identity})
                 elif (line := clients[each].readline()).endswith(b"\n"):
                     asked[each] = question_of(line)
                 else:
@@ -106,6 +110,15 @@ def serve(listener: socket.socket, model: Answers, max_rows: int) -> None:
             some = list(asked.items())
             for first in range(0, len(some), max_rows):
                 reply_to(some[first : first + max_rows], model)
+
+
+def callers(listener: socket.socket) -> Iterator[socket.socket]:
+    """All that have called."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            client, _ = listener.accept()
+            client.setblocking(True)
+            yield client
 
 
 def reply_to(asked: list[tuple[socket.socket, Question]], model: Answers) -> None:

@@ -1,6 +1,7 @@
 """A judge on this machine that all scoring workers share: the first that needs it starts its process (host.py).
 
-Free of torch, for the verifier. The process ends with the worker that started it; the others then start another.
+Free of torch, for the verifier. The process is no worker's own: a worker that is killed, since a verifier hangs, leaves
+it alone.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from grpo_math import __version__
 from grpo_math.judging.cache import reply_of
 from grpo_math.judging.desk import Desk
 from grpo_math.judging.host import Spec
@@ -29,6 +32,7 @@ from grpo_math.types import UserError
 
 T = TypeVar("T")
 
+TRIES = 3  # to be heard by a process that is not just ending
 LONGEST = 100  # bytes of a socket's path, which systems allow from 104
 LOAD_S = 900.0  # a model that is not there by then is not waited for
 
@@ -42,7 +46,6 @@ class Hosted:
         self.identity: dict[str, Any] = {}
         self._line: tuple[socket.socket, BinaryIO] | None = None
         self._broken: UserError | None = None
-        self._process: subprocess.Popen[bytes] | None = None  # if it is this one that has started it
 
     def outcome(self, talk: Talk[T]) -> T:
         try:
@@ -100,43 +103,58 @@ class Hosted:
 
     def _connect(self) -> None:
         place = meeting_place(self.spec)
-        try:
-            with locked(place.with_suffix(".lock")):
-                hello = self._dial(place)
-                if not hello:
-                    self._process = start(place, self.spec)
-                    hello = self._dial(place)
-            if not hello:
-                raise UserError(f"the process of the judge {self.spec.model} died as soon as it was there")
-        except UserError as error:
-            self._broken = error
-            raise
-        self.identity = json.loads(hello)["identity"]
-
-    def _dial(self, place: Path) -> bytes:
-        """What the process says first; empty where there is none, or none any more."""
-        self._line, hello = dial(place), b""
-        with contextlib.suppress(ConnectionError):  # it died with the call in its queue
-            hello = self._line[1].readline() if self._line else b""
-        if not hello:
+        for _ in range(TRIES):
+            try:
+                self._line = connected(place, self.spec)
+            except UserError as error:
+                self._broken = error
+                raise
+            hello = b""
+            with contextlib.suppress(ConnectionError):  # it died with the call in its queue
+                hello = self._line[1].readline()
+            if hello:
+                self.identity = json.loads(hello)["identity"]
+                return
             self.close()
-        return hello
+        self._broken = UserError(
+            f"the process of the judge {self.spec.model} dies as soon as it is there, and what it wrote last is above. "
+            "Load the model with `grpo-math label --engine` to see why, or serve it and set url"
+        )
+        raise self._broken
 
 
 def meeting_place(spec: Spec) -> Path:
-    """One socket for each model and way of loading it, in a folder that is this user's alone."""
+    """One socket for each model and way of loading it, in a folder that is this user's alone. Raises UserError."""
     folder = Path(tempfile.gettempdir()) / f"grpo-math-judges-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.stat(follow_symlinks=False)
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise UserError(f"{folder} is not this user's alone; delete it, or set TMPDIR to another folder")
-    files = sorted([*Path(spec.model).glob("*.safetensors"), *Path(spec.model).glob("model/*.safetensors")])
-    weights = [(str(p), p.stat().st_mtime_ns) for p in files]
-    name = hashlib.sha256(json.dumps([asdict(spec), weights], sort_keys=True).encode()).hexdigest()[:16]
+    model = Path(spec.model).expanduser()
+    files = sorted(p for at in (model, model / "model") for p in at.glob("*") if p.suffix in (".safetensors", ".bin"))
+    weights = [(str(p.resolve()), p.stat().st_mtime_ns) for p in files]
+    told = [asdict(spec), weights, os.environ.get("CUDA_VISIBLE_DEVICES"), __version__]
+    name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     place = folder / f"{name}.socket"
     if len(os.fsencode(place)) > LONGEST:
         raise UserError(f"{place} is too long a path for a socket; set TMPDIR to a shorter one, such as /tmp")
     return place
+
+
+def connected(place: Path, spec: Spec) -> tuple[socket.socket, BinaryIO]:
+    """To the process that has the model, which is started where there is none. Raises UserError where it does not load,
+    also of one that somebody else has just tried to start."""
+    failed, began = place.with_suffix(".failed"), time.time()
+    with locked(place.with_suffix(".lock")) as lock:
+        while (line := dial(place)) is None:
+            if failed.exists() and failed.stat().st_mtime >= began:
+                raise UserError(failed.read_text(encoding="utf-8"))
+            try:
+                start(place, spec, lock)
+            except UserError as error:
+                failed.write_text(str(error), encoding="utf-8")
+                raise
+    return line
 
 
 def dial(place: Path) -> tuple[socket.socket, BinaryIO] | None:
@@ -149,13 +167,15 @@ def dial(place: Path) -> tuple[socket.socket, BinaryIO] | None:
     return client, client.makefile("rb")
 
 
-def start(place: Path, spec: Spec) -> subprocess.Popen[bytes]:
-    """Have the model loaded by a process in this one's group. Raises UserError, which says why it was not."""
+def start(place: Path, spec: Spec, lock: int) -> None:
+    """Have the model loaded by a process of its own. Raises UserError, which says why it was not."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "grpo_math.judging.host", str(place), json.dumps(asdict(spec))],
+        [sys.executable, "-m", "grpo_math.judging.host", str(place), json.dumps(asdict(spec)), str(lock)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         env=environment(spec),
+        pass_fds=[lock],
+        start_new_session=True,
     )
     assert process.stdout is not None
     with process.stdout as said:
@@ -167,7 +187,6 @@ def start(place: Path, spec: Spec) -> subprocess.Popen[bytes]:
         )
     if failed := json.loads(line).get("failed"):
         raise UserError(f"the judge {spec.model} cannot be loaded: {failed}")
-    return process
 
 
 def environment(spec: Spec) -> dict[str, str]:
@@ -175,9 +194,14 @@ def environment(spec: Spec) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     if spec.engine == "vllm" and spec.device.startswith("cuda:"):
-        number = int(spec.device.removeprefix("cuda:"))
-        visible = [name for name in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        env["CUDA_VISIBLE_DEVICES"] = visible[number] if number < len(visible) else str(number)
+        number, given = int(spec.device.removeprefix("cuda:")), env.get("CUDA_VISIBLE_DEVICES")
+        visible = None if given is None else [name for name in given.split(",") if name]
+        if visible is not None and number >= len(visible):
+            raise UserError(
+                f"verifier judge: device={spec.device}, and CUDA_VISIBLE_DEVICES={given} shows {len(visible)} devices; "
+                "give one of those, or show more"
+            )
+        env["CUDA_VISIBLE_DEVICES"] = str(number) if visible is None else visible[number]
     return env
 
 
@@ -185,7 +209,8 @@ LAUNCHER = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "M
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[int]:
+    """The lock's file: it is held until whoever else has it open has closed it too."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()

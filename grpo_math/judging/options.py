@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -98,6 +99,9 @@ def options_of(given: Mapping[str, Any]) -> Options:
                 f"verifier judge: {name}={given[name]!r} is for engine={' or '.join(engines)}, and it is "
                 f"{chosen.engine}; leave it out"
             )
+    devices = r"auto|cuda:\d+" if chosen.engine == "vllm" else r"auto|cpu|cuda(:\d+)?"
+    if not re.fullmatch(devices, chosen.device):
+        raise UserError(f"verifier judge: device={chosen.device!r}: give auto, or a device such as cuda:1")
     if chosen.engine != "openai" and chosen.model is None:
         raise UserError(f"verifier judge: engine={chosen.engine} needs model, a folder or Hub id; set it")
     return chosen

@@ -65,7 +65,8 @@ def _subject(where: str, row: Mapping[str, Any], problems: Mapping[str, Problem]
                 f"{where}: problem={row['problem']!r} is not one of --task; give the task, --path and --split that "
                 "it is of"
             )
-        refuse_another(problem, where, problem.task, row.get("prompt"), row.get("gold"))
+        gold = row["gold"] if isinstance(row.get("gold"), str) else None
+        refuse_another(problem, where, problem.task, row["prompt"], gold)
         return Subject(problem.question, problem.answer)
     question, gold = row.get("question"), row.get("gold")
     return Subject(

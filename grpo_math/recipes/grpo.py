@@ -95,6 +95,7 @@ class GRPO:
         metrics |= learned
         if not any(score.reward is not None for group in groups for score in group.scores):
             self.move_reference_and_coefficient(metrics, step)
+            metrics["groups/no_signal"] = 1.0
             metrics |= self.models.look(groups, step, math.nan, watch) | watch.metrics(sampled.seconds)
             records = completion_records(step, groups, filtered, None, None, temperature=cfg.sampling.temperature)
             return StepResult(metrics, records, stream=sampled.stream)

@@ -139,8 +139,8 @@ def look_up(task: config.Task, candidates: Sequence[Candidate]) -> dict[str, Pro
             f"{task.split!r} ({len(missing)} of {len(wanted)} problems are not); give --task, --split, --path and "
             "--option as they were when the samples were made"
         )
-    for id, candidate in wanted.items():
-        refuse_another(found[id], candidate.source, task.name, candidate.prompt, candidate.gold)
+    for candidate in candidates:
+        refuse_another(found[candidate.problem], candidate.source, task.name, candidate.prompt, candidate.gold)
     return found
 
 
