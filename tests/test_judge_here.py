@@ -91,9 +91,7 @@ def test_workers_share_a_model_and_outlive_its_process(folder: Path, tmp_path: P
         [long] = one.judge([(Problem("long", "t", "Why?", ""), completion_of("so " * 2000))])
         assert "do not fit into the judge's context of 2048" in long.verdict.detail
         [host] = hosts(folder)
-        os.killpg(
-            psutil.Process(host).ppid(), signal.SIGKILL
-        )  # that started it, as where a verifier hangs
+        os.killpg(psutil.Process(host).ppid(), signal.SIGKILL)  # that started it, as where a verifier hangs
         assert [s.reward for s in one.score(items(6))][:5] == [s.reward for s in scored]
         assert hosts(folder) == [host]
         os.kill(host, signal.SIGKILL)
