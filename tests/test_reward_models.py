@@ -534,7 +534,12 @@ LABELS = [{"prompt": f"{i}+1=", "completion": "2", "label": i < 2} for i in rang
         ("ranked", [PAIR], {}, "bad.jsonl:1: no column 'completions', only 'prompt', 'chosen', 'rejected'; pairs are"),
         ("ranked", [{"prompt": "1", "completions": ["2"], "rewards": [1]}], {}, "of the same length, 2 or more"),
         ("ranked", [{"prompt": "1", "completions": ["2", "3"], "rewards": [1, 1]}], {}, "all 2 rewards are equal"),
-        ("ranked", [{"prompt": "1", "completions": ["2", "3"], "ranks": [1, None]}], {}, "ranks[1] is null"),
+        (
+            "ranked",
+            [{"prompt": "1", "completions": ["2", "3"], "ranks": [1, None]}],
+            {},
+            "ranks[1]=null: give a finite",
+        ),
         ("labels", [PAIR], {}, "pairs are for loss.name=bradley_terry"),
         ("labels", [{"prompt": "1", "completion": "2", "label": 3}], {}, "label=3: give true or false, or a number"),
         ("labels", [{"prompt": "1", "completion": "2", "label": True}], {}, "all 1 labels are true"),
