@@ -75,7 +75,7 @@ class Hosted:
         self._line = None
 
     def _ask(self, question: Question) -> Reply:
-        for _ in range(2):  # whoever started the process may have left
+        for _ in range(2):  # the process may have been killed, or have ended with its last client
             if self._line is None:
                 self._connect()
             answer = self._exchange(question)
